@@ -1,0 +1,495 @@
+//! Monitors that live in memory: the daemon's lifecycle code runs against them in unit tests, with a fault at any call.
+//!
+//! A fake container starts, stops and dies as the test says: SIGKILL and SIGTERM end it at once (the latter unless
+//! [`FakeMonitors::ignore_sigterm`] was called), [`FakeMonitors::exit`] ends it with a code. As with the real monitor, the exit file is
+//! written before the event is sent, a lost connection leaves the containers alive, and a new one finds them by
+//! [`Monitor::list`].
+
+use std::collections::{BTreeMap, VecDeque};
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use tokio::sync::mpsc;
+use types::{ContainerId, ExecId, SandboxId, Timestamp};
+
+use crate::client::{Connection, EVENT_QUEUE, Monitor, Monitors, QUICK_CALL, StartedExec};
+use crate::error::MonitorError;
+use crate::message::{ContainerState, CreateRequest, Event, ExecRequest, ExitRecord, Phase, Refusal, RefusalKind};
+
+const SIGKILL: i32 = 9;
+const SIGTERM: i32 = 15;
+
+/// A call that can be recorded, or made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "each is the method of its name")]
+pub enum Call {
+    Spawn,
+    Connect,
+    Create,
+    Start,
+    Signal,
+    Exec,
+    KillExec,
+    Resize,
+    ReopenLog,
+    Delete,
+    List,
+    Shutdown,
+}
+
+/// What goes wrong at a call.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fault {
+    /// The monitor refuses; nothing is done.
+    Refuse(Refusal),
+    /// Nothing is done and no answer comes until the call's deadline.
+    Hang,
+    /// It is done, but the connection is lost before the answer.
+    LoseAnswer,
+    /// The monitor dies before it is done, its containers with it.
+    Die,
+}
+
+/// Shared by all clones.
+#[derive(Debug, Clone, Default)]
+pub struct FakeMonitors(Arc<Mutex<World>>);
+
+#[derive(Debug, Default)]
+struct World {
+    pods: BTreeMap<SandboxId, Pod>,
+    faults: VecDeque<(Call, Fault)>,
+    calls: Vec<(Call, String)>,
+    next_pid: i32,
+}
+
+#[derive(Debug, Default)]
+struct Pod {
+    pid: i32,
+    connections: Vec<mpsc::Sender<Event>>,
+    containers: BTreeMap<ContainerId, Container>,
+    execs: BTreeMap<ExecId, ContainerId>,
+}
+
+#[derive(Debug)]
+struct Container {
+    request: CreateRequest,
+    state: ContainerState,
+    ignores_sigterm: bool,
+}
+
+impl FakeMonitors {
+    /// No monitors yet.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The next call of this kind meets this fault; faults of one kind are met in the order given.
+    pub fn inject(&self, call: Call, fault: Fault) {
+        self.lock().faults.push_back((call, fault));
+    }
+
+    /// Ends a container with this exit code. Returns whether there was one to end.
+    pub fn exit(&self, container: &ContainerId, code: i32) -> bool {
+        self.lock().end(container, code, None)
+    }
+
+    /// Ends a container as the kernel's OOM killer does.
+    pub fn oom_kill(&self, container: &ContainerId) -> bool {
+        self.lock().end_with(container, 128 + SIGKILL, Some(SIGKILL), true)
+    }
+
+    /// Ends an exec. Returns whether there was one to end.
+    pub fn exit_exec(&self, exec: &ExecId, exit_code: i32) -> bool {
+        self.lock().end_exec(exec, exit_code, None)
+    }
+
+    /// The container no longer ends at SIGTERM.
+    pub fn ignore_sigterm(&self, container: &ContainerId) {
+        if let Some(container) = self.lock().container(container) {
+            container.ignores_sigterm = true;
+        }
+    }
+
+    /// Closes every connection to the sandbox's monitor, which stays alive.
+    pub fn lose(&self, sandbox: &SandboxId) {
+        if let Some(pod) = self.lock().pods.get_mut(sandbox) {
+            pod.connections.clear();
+        }
+    }
+
+    /// The monitor is gone, and its containers without a trace.
+    pub fn die(&self, sandbox: &SandboxId) {
+        self.lock().pods.remove(sandbox);
+    }
+
+    /// Every call so far, with the id of the sandbox, container or exec that it was about.
+    #[must_use]
+    pub fn calls(&self) -> Vec<(Call, String)> {
+        self.lock().calls.clone()
+    }
+
+    /// The containers that exist, of all pods.
+    #[must_use]
+    pub fn containers(&self) -> Vec<ContainerState> {
+        self.lock().pods.values().flat_map(|pod| pod.containers.values().map(|c| c.state.clone())).collect()
+    }
+
+    /// What a container was made from.
+    #[must_use]
+    pub fn request(&self, container: &ContainerId) -> Option<CreateRequest> {
+        self.lock().container(container).map(|container| container.request.clone())
+    }
+
+    /// The sandboxes whose monitor is alive.
+    #[must_use]
+    pub fn alive(&self) -> Vec<SandboxId> {
+        self.lock().pods.keys().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, World> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn attach(&self, sandbox: &SandboxId) -> Option<Connection> {
+        let (sender, events) = mpsc::channel(EVENT_QUEUE);
+        let mut world = self.lock();
+        let pod = world.pods.get_mut(sandbox)?;
+        pod.connections.push(sender.clone());
+        let monitor = FakeMonitor { monitors: self.clone(), sandbox: sandbox.clone(), events: sender.downgrade() };
+        Some(Connection { monitor: Arc::new(monitor), events, pid: pod.pid })
+    }
+
+    /// Records a call and performs it, or the fault that is due.
+    async fn perform<T: Send>(
+        &self,
+        (call, name, sandbox): (Call, &'static str, &SandboxId),
+        about: &str,
+        action: impl FnOnce(&mut World) -> Result<T, MonitorError> + Send,
+    ) -> Result<T, MonitorError> {
+        let fault = self.lock().record(call, about);
+        match fault {
+            None => action(&mut self.lock()),
+            Some(Fault::Refuse(refusal)) => Err(MonitorError::Refused(refusal)),
+            Some(Fault::Hang) => {
+                tokio::time::sleep(QUICK_CALL).await;
+                Err(MonitorError::TimedOut { call: name, after: QUICK_CALL })
+            }
+            Some(Fault::LoseAnswer) => {
+                drop(action(&mut self.lock()));
+                self.lose(sandbox);
+                Err(MonitorError::Lost)
+            }
+            Some(Fault::Die) => {
+                self.die(sandbox);
+                Err(MonitorError::Lost)
+            }
+        }
+    }
+}
+
+impl World {
+    fn record(&mut self, call: Call, about: &str) -> Option<Fault> {
+        self.calls.push((call, about.to_owned()));
+        let due = self.faults.iter().position(|(at, _)| *at == call)?;
+        self.faults.remove(due).map(|(_, fault)| fault)
+    }
+
+    fn new_pid(&mut self) -> i32 {
+        self.next_pid += 1;
+        1000 + self.next_pid
+    }
+
+    fn pod(&mut self, sandbox: &SandboxId) -> Result<&mut Pod, MonitorError> {
+        self.pods.get_mut(sandbox).ok_or(MonitorError::Lost)
+    }
+
+    fn container(&mut self, id: &ContainerId) -> Option<&mut Container> {
+        self.pods.values_mut().find_map(|pod| pod.containers.get_mut(id))
+    }
+
+    fn end(&mut self, id: &ContainerId, code: i32, signal: Option<i32>) -> bool {
+        self.end_with(id, code, signal, false)
+    }
+
+    fn end_with(&mut self, id: &ContainerId, exit_code: i32, signal: Option<i32>, oom_killed: bool) -> bool {
+        let Some(pod) = self.pods.values_mut().find(|pod| pod.containers.contains_key(id)) else { return false };
+        let Some(container) = pod.containers.get_mut(id) else { return false };
+        if container.state.phase == Phase::Exited {
+            return false;
+        }
+        let record = ExitRecord {
+            version: ExitRecord::VERSION,
+            container: id.clone(),
+            exit_code,
+            signal,
+            finished_at: Timestamp::now(),
+            started_at: container.state.started_at,
+            oom_killed,
+        };
+        container.state.phase = Phase::Exited;
+        container.state.pid = None;
+        container.state.exit = Some(record.clone());
+        // A test that never made the directory does not look at the file either.
+        drop(record.to_json().map(|json| std::fs::write(&container.request.exit_file, json)));
+        pod.tell(&Event::Exited(record));
+        true
+    }
+
+    fn end_exec(&mut self, exec: &ExecId, exit_code: i32, signal: Option<i32>) -> bool {
+        let Some(pod) = self.pods.values_mut().find(|pod| pod.execs.contains_key(exec)) else { return false };
+        pod.execs.remove(exec);
+        pod.tell(&Event::ExecExited { exec: exec.clone(), exit_code, signal });
+        true
+    }
+
+    fn create(&mut self, sandbox: &SandboxId, request: CreateRequest) -> Result<i32, MonitorError> {
+        let pid = self.new_pid();
+        let pod = self.pod(sandbox)?;
+        if pod.containers.contains_key(&request.container) {
+            return Err(refused(RefusalKind::InvalidState, format!("container {} exists", request.container)));
+        }
+        let state = ContainerState {
+            container: request.container.clone(),
+            pid: Some(pid),
+            phase: Phase::Created,
+            exit: None,
+            dropped_log_lines: 0,
+            started_at: Timestamp::UNSET,
+        };
+        let container = Container { state, ignores_sigterm: false, request };
+        pod.containers.insert(container.request.container.clone(), container);
+        Ok(pid)
+    }
+
+    fn start(&mut self, id: &ContainerId) -> Result<Timestamp, MonitorError> {
+        let container = self.container(id).ok_or_else(|| unknown(id))?;
+        if container.state.phase != Phase::Created {
+            return Err(refused(RefusalKind::InvalidState, format!("container {id} is not in the created state")));
+        }
+        container.state.phase = Phase::Running;
+        container.state.started_at = Timestamp::now();
+        Ok(container.state.started_at)
+    }
+
+    fn signal(&mut self, id: &ContainerId, signal: i32) -> Result<(), MonitorError> {
+        let container = self.container(id).ok_or_else(|| unknown(id))?;
+        if signal == SIGKILL || (signal == SIGTERM && !container.ignores_sigterm) {
+            self.end(id, 128 + signal, Some(signal));
+        }
+        Ok(())
+    }
+
+    fn exec(&mut self, sandbox: &SandboxId, request: ExecRequest) -> Result<StartedExec, MonitorError> {
+        let pid = self.new_pid();
+        let pod = self.pod(sandbox)?;
+        let container = pod.containers.get(&request.container).ok_or_else(|| unknown(&request.container))?;
+        if container.state.phase != Phase::Running {
+            let message = format!("container {} is not running", request.container);
+            return Err(refused(RefusalKind::InvalidState, message));
+        }
+        pod.execs.insert(request.exec, request.container);
+        Ok(StartedExec { pid, terminal: None })
+    }
+
+    fn delete(&mut self, sandbox: &SandboxId, id: &ContainerId) -> Result<(), MonitorError> {
+        self.end(id, 128 + SIGKILL, Some(SIGKILL));
+        self.pod(sandbox)?.containers.remove(id);
+        Ok(())
+    }
+
+    fn shutdown(&mut self, sandbox: &SandboxId) -> Result<(), MonitorError> {
+        if !self.pod(sandbox)?.containers.is_empty() {
+            return Err(refused(RefusalKind::InvalidState, "the monitor has containers"));
+        }
+        self.pods.remove(sandbox);
+        Ok(())
+    }
+}
+
+impl Pod {
+    fn tell(&mut self, event: &Event) {
+        self.connections.retain(|connection| connection.try_send(event.clone()).is_ok());
+    }
+}
+
+fn refused(kind: RefusalKind, message: impl Into<String>) -> MonitorError {
+    MonitorError::Refused(Refusal::new(kind, message))
+}
+
+fn unknown(id: &ContainerId) -> MonitorError {
+    refused(RefusalKind::NotFound, format!("container {id} is not known to the pod's monitor"))
+}
+
+#[async_trait]
+impl Monitors for FakeMonitors {
+    async fn spawn(&self, sandbox: &SandboxId) -> Result<Connection, MonitorError> {
+        self.perform((Call::Spawn, "spawn", sandbox), sandbox.as_str(), |world| {
+            let pid = world.new_pid();
+            world.pods.entry(sandbox.clone()).or_insert_with(|| Pod { pid, ..Pod::default() });
+            Ok(())
+        })
+        .await?;
+        self.attach(sandbox).ok_or(MonitorError::Lost)
+    }
+
+    async fn connect(&self, sandbox: &SandboxId) -> Result<Option<Connection>, MonitorError> {
+        self.perform((Call::Connect, "connect", sandbox), sandbox.as_str(), |_| Ok(())).await?;
+        Ok(self.attach(sandbox))
+    }
+}
+
+/// One connection; what is asked through it after it was lost fails.
+#[derive(Debug)]
+struct FakeMonitor {
+    monitors: FakeMonitors,
+    sandbox: SandboxId,
+    events: mpsc::WeakSender<Event>,
+}
+
+impl FakeMonitor {
+    async fn perform<T: Send>(
+        &self,
+        call: Call,
+        name: &'static str,
+        about: &str,
+        action: impl FnOnce(&mut World) -> Result<T, MonitorError> + Send,
+    ) -> Result<T, MonitorError> {
+        if self.events.upgrade().is_none() {
+            return Err(MonitorError::Lost);
+        }
+        self.monitors.perform((call, name, &self.sandbox), about, action).await
+    }
+}
+
+#[async_trait]
+impl Monitor for FakeMonitor {
+    async fn create(&self, request: CreateRequest) -> Result<i32, MonitorError> {
+        let about = request.container.as_str().to_owned();
+        self.perform(Call::Create, "create", &about, |world| world.create(&self.sandbox, request)).await
+    }
+
+    async fn start(&self, container: &ContainerId) -> Result<Timestamp, MonitorError> {
+        self.perform(Call::Start, "start", container.as_str(), |world| world.start(container)).await
+    }
+
+    async fn signal(&self, container: &ContainerId, signal: i32, _all: bool) -> Result<(), MonitorError> {
+        self.perform(Call::Signal, "signal", container.as_str(), |world| world.signal(container, signal)).await
+    }
+
+    async fn exec(&self, request: ExecRequest, _stdio: Vec<OwnedFd>) -> Result<StartedExec, MonitorError> {
+        let about = request.exec.as_str().to_owned();
+        self.perform(Call::Exec, "exec", &about, |world| world.exec(&self.sandbox, request)).await
+    }
+
+    async fn kill_exec(&self, exec: &ExecId) -> Result<(), MonitorError> {
+        self.perform(Call::KillExec, "kill exec", exec.as_str(), |world| {
+            world.end_exec(exec, 128 + SIGKILL, Some(SIGKILL));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn resize(
+        &self,
+        container: &ContainerId,
+        _exec: Option<&ExecId>,
+        _width: u16,
+        _height: u16,
+    ) -> Result<(), MonitorError> {
+        self.perform(Call::Resize, "resize", container.as_str(), |world| {
+            world.container(container).map(|_| ()).ok_or_else(|| unknown(container))
+        })
+        .await
+    }
+
+    async fn reopen_log(&self, container: &ContainerId) -> Result<(), MonitorError> {
+        self.perform(Call::ReopenLog, "reopen log", container.as_str(), |world| {
+            world.container(container).map(|_| ()).ok_or_else(|| unknown(container))
+        })
+        .await
+    }
+
+    async fn delete(&self, container: &ContainerId) -> Result<(), MonitorError> {
+        let sandbox = &self.sandbox;
+        self.perform(Call::Delete, "delete", container.as_str(), |world| world.delete(sandbox, container)).await
+    }
+
+    async fn list(&self) -> Result<Vec<ContainerState>, MonitorError> {
+        self.perform(Call::List, "list", self.sandbox.as_str(), |world| {
+            Ok(world.pod(&self.sandbox)?.containers.values().map(|container| container.state.clone()).collect())
+        })
+        .await
+    }
+
+    async fn shutdown(&self) -> Result<(), MonitorError> {
+        self.perform(Call::Shutdown, "shutdown", self.sandbox.as_str(), |world| world.shutdown(&self.sandbox)).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::RuntimeCommand;
+
+    fn request(container: &ContainerId, dir: &std::path::Path) -> CreateRequest {
+        CreateRequest {
+            container: container.clone(),
+            bundle: dir.to_owned(),
+            rootfs: None,
+            runtime: RuntimeCommand { path: "/bin/false".into(), root: dir.into(), systemd_cgroup: false },
+            log: None,
+            terminal: false,
+            stdin: false,
+            stdin_once: false,
+            exit_file: dir.join("exit"),
+            timeout_ms: 1000,
+        }
+    }
+
+    fn ids() -> (SandboxId, ContainerId) {
+        (SandboxId::from_random([1; 32]), ContainerId::from_random([2; 32]))
+    }
+
+    #[tokio::test]
+    async fn a_fake_container_lives_and_dies_as_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sandbox, container) = ids();
+        let monitors = FakeMonitors::new();
+        assert!(monitors.connect(&sandbox).await.unwrap().is_none());
+        let mut connection = monitors.spawn(&sandbox).await.unwrap();
+        connection.monitor.create(request(&container, dir.path())).await.unwrap();
+        connection.monitor.start(&container).await.unwrap();
+        assert!(monitors.exit(&container, 7));
+        let Some(Event::Exited(record)) = connection.events.recv().await else { panic!("no exit") };
+        assert_eq!(record.exit_code, 7);
+        assert_eq!(ExitRecord::from_json(&std::fs::read(dir.path().join("exit")).unwrap()).unwrap(), record);
+        connection.monitor.delete(&container).await.unwrap();
+        assert!(connection.monitor.list().await.unwrap().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_lost_answer_leaves_the_work_done_and_the_connection_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sandbox, container) = ids();
+        let monitors = FakeMonitors::new();
+        let mut connection = monitors.spawn(&sandbox).await.unwrap();
+        monitors.inject(Call::Create, Fault::LoseAnswer);
+        let lost = connection.monitor.create(request(&container, dir.path())).await;
+        assert!(matches!(lost, Err(MonitorError::Lost)), "{lost:?}");
+        assert!(connection.events.recv().await.is_none());
+        assert!(matches!(connection.monitor.list().await, Err(MonitorError::Lost)));
+        let again = monitors.connect(&sandbox).await.unwrap().unwrap();
+        assert_eq!(again.monitor.list().await.unwrap().len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hanging_call_ends_at_its_deadline() {
+        let (sandbox, _) = ids();
+        let monitors = FakeMonitors::new();
+        let connection = monitors.spawn(&sandbox).await.unwrap();
+        monitors.inject(Call::List, Fault::Hang);
+        assert!(matches!(connection.monitor.list().await, Err(MonitorError::TimedOut { call: "list", .. })));
+    }
+}

@@ -1,0 +1,44 @@
+//! The language between the daemon and `crimson-monitor`, the small process that parents every process of one pod.
+//!
+//! One message is one `SOCK_SEQPACKET` datagram: a JSON [`Envelope`] of at most [`MESSAGE_LIMIT`] bytes, file
+//! descriptors beside it as `SCM_RIGHTS`. The daemon sends [`Request`]s with increasing `seq`; the monitor answers each
+//! with one [`Reply`] of the same `seq`, in any order, and sends [`Event`]s with `seq` 0 to every connection.
+//!
+//! A monitor outlives the daemon that spawned it, upgrades included, so the protocol only grows: unknown fields are
+//! ignored, new fields have defaults, an unknown request is refused as [`RefusalKind::Unsupported`] and an unknown event is
+//! skipped. What is announced in an [`Event`] or [`Reply`] is on disk already.
+//!
+//! * [`message`] — the types, [`codec`] — bytes to types and back;
+//! * `client` (feature `client`) — the daemon's side: the traits `Monitor` and `Monitors` and their real form;
+//! * `fake` (feature `fake`) — the same traits in memory, with faults to inject.
+
+pub mod codec;
+pub mod message;
+
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "client")]
+mod error;
+#[cfg(feature = "fake")]
+pub mod fake;
+
+#[cfg(feature = "client")]
+pub use client::{Connection, Monitor, Monitors, ProcessMonitors, StartedExec};
+pub use codec::{CodecError, MESSAGE_LIMIT};
+#[cfg(feature = "client")]
+pub use error::MonitorError;
+pub use message::{
+    ContainerState, CreateRequest, Envelope, Event, ExecRequest, ExitRecord, Overlay, Phase, Refusal, RefusalKind, Reply,
+    Request, RuntimeCommand,
+};
+
+use std::time::Duration;
+
+/// The protocol's version. It only moves when old and new could misunderstand each other in spite of the rules above.
+pub const VERSION: u32 = 1;
+
+/// How long the monitor lets the runtime take for `start`.
+pub const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the monitor lets the runtime take for `delete --force`, after the container's processes were killed.
+pub const DELETE_TIMEOUT: Duration = Duration::from_secs(60);

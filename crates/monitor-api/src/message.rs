@@ -1,0 +1,329 @@
+//! The messages. Plain data: every rule about them stands in the docs of the field it concerns.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use types::{ContainerId, ExecId, SandboxId, Timestamp};
+
+/// What travels: a body and the number that ties a reply to its request. Events carry `seq` 0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Envelope<T> {
+    /// Chosen by the daemon, from 1 upwards, for each connection.
+    pub seq: u64,
+    /// The message proper.
+    pub body: T,
+}
+
+/// What the daemon asks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// The first message of a connection.
+    Hello {
+        /// The daemon's [`crate::VERSION`].
+        version: u32,
+    },
+    /// Makes a container up to the point where its init waits for start.
+    Create(Box<CreateRequest>),
+    /// Lets the init of a created container run its program.
+    Start {
+        /// Which.
+        container: ContainerId,
+    },
+    /// Sends a signal. To a container that has exited it does nothing, successfully.
+    Signal {
+        /// Which.
+        container: ContainerId,
+        /// The signal's number.
+        signal: i32,
+        /// Every process of the container's cgroup instead of its init alone.
+        all: bool,
+    },
+    /// Runs one more process in a running container. The stdio that the request names travels beside it as descriptors,
+    /// in the order stdin, stdout, stderr; what is not named is `/dev/null`.
+    Exec(ExecRequest),
+    /// Kills an exec's process and all its descendants with SIGKILL. One that has ended is no error.
+    KillExec {
+        /// Which.
+        exec: ExecId,
+    },
+    /// Sets the size of a terminal.
+    Resize {
+        /// Which container.
+        container: ContainerId,
+        /// Which exec of it; the container's own terminal without one.
+        exec: Option<ExecId>,
+        /// Columns.
+        width: u16,
+        /// Rows.
+        height: u16,
+    },
+    /// Begins a new log file at the log's path, after the old one was renamed.
+    ReopenLog {
+        /// Which.
+        container: ContainerId,
+    },
+    /// Kills what is left of the container, lets the runtime forget it (`delete --force`) and forgets it too. Deleting what
+    /// is unknown succeeds.
+    Delete {
+        /// Which.
+        container: ContainerId,
+    },
+    /// Asks for all containers.
+    List,
+    /// Ends the monitor when it has no container; refused as invalid state otherwise.
+    Shutdown,
+}
+
+/// How to make a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CreateRequest {
+    /// Its id, also for the runtime.
+    pub container: ContainerId,
+    /// The OCI bundle: holds `config.json` and the directory `rootfs`.
+    pub bundle: PathBuf,
+    /// Mounted at `rootfs` of the bundle, in a mount namespace that lives only as long as the runtime's `create`. The bundle
+    /// must lie beneath a private mount, or the mount would propagate. Without it, `rootfs` is taken as it is.
+    #[serde(default)]
+    pub rootfs: Option<Overlay>,
+    /// The runtime.
+    pub runtime: RuntimeCommand,
+    /// The CRI log file; without one the output is read and dropped.
+    #[serde(default)]
+    pub log: Option<PathBuf>,
+    /// Whether the process has a terminal (its `config.json` must say the same).
+    #[serde(default)]
+    pub terminal: bool,
+    /// Whether stdin is kept open for attach; `/dev/null` otherwise.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Whether stdin is closed when its first attached client leaves.
+    #[serde(default)]
+    pub stdin_once: bool,
+    /// Where the [`ExitRecord`] is written, as JSON.
+    pub exit_file: PathBuf,
+    /// How long the runtime may take.
+    pub timeout_ms: u64,
+}
+
+/// An overlay mount.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Overlay {
+    /// The read-only layers, topmost first.
+    pub lowers: Vec<PathBuf>,
+    /// The writable layer.
+    #[serde(default)]
+    pub upper: Option<PathBuf>,
+    /// Overlayfs' scratch directory beside the writable layer.
+    #[serde(default)]
+    pub work: Option<PathBuf>,
+    /// Mounts the whole read-only.
+    #[serde(default)]
+    pub readonly: bool,
+}
+
+/// An OCI runtime's command line.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RuntimeCommand {
+    /// The program.
+    pub path: PathBuf,
+    /// The runtime's own state directory (`--root`).
+    pub root: PathBuf,
+    /// Whether systemd makes the cgroups (`--systemd-cgroup`).
+    #[serde(default)]
+    pub systemd_cgroup: bool,
+}
+
+/// How to run one more process in a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExecRequest {
+    /// Its id, used in [`Event::ExecExited`].
+    pub exec: ExecId,
+    /// Where.
+    pub container: ContainerId,
+    /// A file with the OCI `process` object.
+    pub process: PathBuf,
+    /// Whether a descriptor for stdin travels with the request.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Whether a descriptor for stdout travels with the request.
+    #[serde(default)]
+    pub stdout: bool,
+    /// Whether a descriptor for stderr travels with the request.
+    #[serde(default)]
+    pub stderr: bool,
+    /// Whether the process has a terminal, whose master comes back with [`Reply::ExecStarted`]. No stdio travels then.
+    #[serde(default)]
+    pub terminal: bool,
+    /// How long the runtime may take to start it; the process itself has no limit here.
+    pub timeout_ms: u64,
+}
+
+/// What the monitor answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// To [`Request::Hello`].
+    Hello {
+        /// The monitor's [`crate::VERSION`].
+        version: u32,
+        /// The monitor's process id.
+        pid: i32,
+        /// Whose monitor it is.
+        sandbox: SandboxId,
+    },
+    /// To [`Request::Create`].
+    Created {
+        /// The init process, in the monitor's pid namespace.
+        pid: i32,
+    },
+    /// To [`Request::Start`].
+    Started {
+        /// When the program began.
+        started_at: Timestamp,
+    },
+    /// To every request without an answer of its own.
+    Done,
+    /// To [`Request::Exec`]; with a terminal its master comes as the only descriptor.
+    ExecStarted {
+        /// The process.
+        pid: i32,
+    },
+    /// To [`Request::List`].
+    List(Vec<ContainerState>),
+    /// The request was not done.
+    Refused(Refusal),
+}
+
+/// Why a request was not done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// The class.
+    pub kind: RefusalKind,
+    /// For people. For [`RefusalKind::RuntimeFailed`] the runtime's own words, without time stamps and paths of ours.
+    pub message: String,
+}
+
+impl Refusal {
+    /// A refusal of this class.
+    pub fn new(kind: RefusalKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into() }
+    }
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// The class of a [`Refusal`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum RefusalKind {
+    /// The container or exec is not known here.
+    NotFound,
+    /// The container is in a state that does not allow this.
+    InvalidState,
+    /// The OCI runtime reported an error.
+    RuntimeFailed,
+    /// The OCI runtime did not end in time and was killed.
+    RuntimeTimedOut,
+    /// The operating system refused something.
+    Io,
+    /// This monitor does not know the request.
+    Unsupported,
+    /// A class that a newer monitor knows.
+    #[serde(other)]
+    Unknown,
+}
+
+/// A container as the monitor knows it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ContainerState {
+    /// Which.
+    pub container: ContainerId,
+    /// Its init process, while there is one.
+    pub pid: Option<i32>,
+    /// How far it is.
+    pub phase: Phase,
+    /// How it ended; present exactly when `phase` is [`Phase::Exited`].
+    #[serde(default)]
+    pub exit: Option<ExitRecord>,
+    /// Log lines that could not be written.
+    #[serde(default)]
+    pub dropped_log_lines: u64,
+    /// When its program began.
+    #[serde(default)]
+    pub started_at: Timestamp,
+}
+
+/// How far a container is. One that is still being created is not listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Phase {
+    /// Its init waits for start.
+    Created,
+    /// Its program runs, or has ended so recently that its exit record is not on disk yet.
+    Running,
+    /// Its exit record is on disk.
+    Exited,
+}
+
+/// How a container ended; also the content of its exit file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ExitRecord {
+    /// Of this record's form: [`ExitRecord::VERSION`].
+    pub version: u32,
+    /// Which.
+    pub container: ContainerId,
+    /// The exit code; 128 + signal when a signal ended it.
+    pub exit_code: i32,
+    /// The signal that ended it.
+    #[serde(default)]
+    pub signal: Option<i32>,
+    /// When the init process was found dead.
+    pub finished_at: Timestamp,
+    /// When its program began; unset when it never did.
+    #[serde(default)]
+    pub started_at: Timestamp,
+    /// Whether the kernel's OOM killer struck in the container's cgroup while it ran.
+    #[serde(default)]
+    pub oom_killed: bool,
+}
+
+impl ExitRecord {
+    /// The present form.
+    pub const VERSION: u32 = 1;
+
+    /// Reads an exit file's content.
+    ///
+    /// # Errors
+    /// When it is not JSON of a known form.
+    pub fn from_json(bytes: &[u8]) -> Result<Self, crate::CodecError> {
+        let record: Self = serde_json::from_slice(bytes).map_err(crate::CodecError::Malformed)?;
+        if record.version == Self::VERSION { Ok(record) } else { Err(crate::CodecError::Version(record.version)) }
+    }
+
+    /// The exit file's content.
+    ///
+    /// # Errors
+    /// Never in practice; the type says so because JSON can fail in general.
+    pub fn to_json(&self) -> Result<Vec<u8>, crate::CodecError> {
+        serde_json::to_vec(self).map_err(crate::CodecError::Malformed)
+    }
+}
+
+/// What the monitor tells unasked, to every connection.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// A container has ended; its exit file is written and its log complete.
+    Exited(ExitRecord),
+    /// An exec has ended. It never comes before the exec's [`Reply::ExecStarted`] on the connection that asked for it.
+    ExecExited {
+        /// Which.
+        exec: ExecId,
+        /// The exit code; 128 + signal when a signal ended it.
+        exit_code: i32,
+        /// The signal that ended it.
+        #[serde(default)]
+        signal: Option<i32>,
+    },
+}
