@@ -1,0 +1,111 @@
+//! The first process of a pod, as a program of its own that is part of this one.
+//!
+//! It does what its pid namespace needs and nothing else: it exists, lets the kernel take away every orphan that ends, and
+//! ends itself with status 0 on SIGTERM or SIGINT. Its source is `pause/pause.rs`; the build script compiles it without any
+//! library, so that it runs in an empty directory and takes a few KiB of memory.
+
+/// The program, a static ELF file for the architecture this crate was built for.
+pub const BINARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/pause"));
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, Permissions};
+    use std::io::Read;
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::ExitStatusExt;
+    use std::path::Path;
+    use std::process::Child;
+
+    use rustix::thread::UnshareFlags;
+
+    use super::*;
+    use crate::spawn::Program;
+
+    fn install() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pause");
+        crate::atomic::write(&path, BINARY, 0o555).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions(), Permissions::from_mode(0o100_555));
+        dir
+    }
+
+    fn pid_of(child: &Child) -> i32 {
+        i32::try_from(child.id()).unwrap()
+    }
+
+    /// Children of this thread from now on are in a pid namespace whose first process is pause.
+    fn start_as_init(dir: &Path) -> Child {
+        crate::thread::unshare(UnshareFlags::NEWPID).unwrap();
+        let child = Program::new(&dir.join("pause"), Path::new("/")).start().unwrap();
+        wait_until(|| catches_nothing_but_waits(pid_of(&child)));
+        child
+    }
+
+    fn catches_nothing_but_waits(pid: i32) -> bool {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+        status.lines().any(|line| line == "SigBlk:\t0000000000004002") && status.contains("\nState:\tS")
+    }
+
+    fn wait_until(condition: impl Fn() -> bool) {
+        let start = std::time::Instant::now();
+        while !condition() {
+            assert!(start.elapsed().as_secs() < 10, "the process does not get there");
+            std::thread::yield_now();
+        }
+    }
+
+    fn children(pid: i32) -> String {
+        std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap()
+    }
+
+    #[test]
+    fn it_is_a_small_static_program() {
+        assert!(BINARY.starts_with(b"\x7fELF"));
+        assert!(BINARY.len() < 16 * 1024, "{} bytes", BINARY.len());
+        let has = |text: &[u8]| BINARY.windows(text.len()).any(|window| window == text);
+        assert!(!has(b"ld-linux") && !has(b"libc.so"));
+    }
+
+    #[test]
+    fn as_init_it_lets_orphans_vanish_and_ends_on_term_and_int() {
+        let dir = install();
+        for signal in [libc::SIGTERM, libc::SIGINT] {
+            crate::thread::run("pid-namespace", || {
+                let mut pause = start_as_init(dir.path());
+                let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
+                let shell = Program::new(Path::new("/bin/sh"), Path::new("/")).stdout(writer);
+                let mut shell =
+                    shell.args(["-c", "(read line </proc/self/stat; sleep 0.05) & exit 0"]).start().unwrap();
+                assert!(shell.wait().unwrap().success());
+                assert_ne!(children(pid_of(&pause)), "", "the orphan is pause's child now");
+                File::from(reader).read_to_end(&mut Vec::new()).unwrap();
+                wait_until(|| children(pid_of(&pause)).is_empty());
+                crate::process::kill(pid_of(&pause), signal).unwrap();
+                let status = pause.wait().unwrap();
+                assert_eq!((status.code(), status.signal()), (Some(0), None));
+            })
+            .unwrap()
+            .unwrap();
+        }
+    }
+
+    #[test]
+    fn it_takes_next_to_no_memory() {
+        let dir = install();
+        let mut pauses: Vec<Child> = (0..4)
+            .map(|_| Program::new(&dir.path().join("pause"), Path::new("/")).start().unwrap())
+            .collect();
+        for pause in &pauses {
+            wait_until(|| catches_nothing_but_waits(pid_of(pause)));
+            let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pause.id())).unwrap();
+            let line = rollup.lines().find(|line| line.starts_with("Pss:")).unwrap();
+            let kib: u64 = line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap();
+            println!("pause {} bytes on disk, {line}", BINARY.len());
+            assert!(kib <= 16, "{line}");
+        }
+        for pause in &mut pauses {
+            crate::process::kill(pid_of(pause), libc::SIGTERM).unwrap();
+            assert_eq!(pause.wait().unwrap().code(), Some(0));
+        }
+    }
+}
