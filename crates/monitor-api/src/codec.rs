@@ -73,7 +73,9 @@ mod tests {
     #[test]
     fn fields_of_a_newer_peer_are_ignored_and_missing_ones_defaulted() {
         let exec = "ab".repeat(32);
-        let text = format!(r#"{{"seq":0,"new":1,"body":{{"ExecExited":{{"exec":"{exec}","exit_code":3,"colour":"red"}}}}}}"#);
+        let text = format!(
+            r#"{{"seq":0,"new":1,"body":{{"ExecExited":{{"exec":"{exec}","exit_code":3,"colour":"red"}}}}}}"#
+        );
         let event = decode::<Event>(text.as_bytes()).unwrap().body;
         assert!(matches!(event, Event::ExecExited { exit_code: 3, signal: None, .. }), "{event:?}");
     }

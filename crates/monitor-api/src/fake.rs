@@ -15,7 +15,9 @@ use types::{ContainerId, ExecId, SandboxId, Timestamp};
 
 use crate::client::{Connection, EVENT_QUEUE, Monitor, Monitors, QUICK_CALL, StartedExec};
 use crate::error::MonitorError;
-use crate::message::{ContainerState, CreateRequest, Event, ExecRequest, ExitRecord, Phase, Refusal, RefusalKind};
+use crate::message::{
+    ContainerState, CreateRequest, Event, ExecRequest, ExitRecord, Phase, Refusal, RefusalKind,
+};
 
 const SIGKILL: i32 = 9;
 const SIGTERM: i32 = 15;
@@ -157,7 +159,8 @@ impl FakeMonitors {
         let mut world = self.lock();
         let pod = world.pods.get_mut(sandbox)?;
         pod.connections.push(sender.clone());
-        let monitor = FakeMonitor { monitors: self.clone(), sandbox: sandbox.clone(), events: sender.downgrade() };
+        let monitor =
+            FakeMonitor { monitors: self.clone(), sandbox: sandbox.clone(), events: sender.downgrade() };
         Some(Connection { monitor: Arc::new(monitor), events, pid: pod.pid })
     }
 
@@ -214,7 +217,9 @@ impl World {
     }
 
     fn end_with(&mut self, id: &ContainerId, exit_code: i32, signal: Option<i32>, oom_killed: bool) -> bool {
-        let Some(pod) = self.pods.values_mut().find(|pod| pod.containers.contains_key(id)) else { return false };
+        let Some(pod) = self.pods.values_mut().find(|pod| pod.containers.contains_key(id)) else {
+            return false;
+        };
         let Some(container) = pod.containers.get_mut(id) else { return false };
         if container.state.phase == Phase::Exited {
             return false;
@@ -248,7 +253,10 @@ impl World {
         let pid = self.new_pid();
         let pod = self.pod(sandbox)?;
         if pod.containers.contains_key(&request.container) {
-            return Err(refused(RefusalKind::InvalidState, format!("container {} exists", request.container)));
+            return Err(refused(
+                RefusalKind::InvalidState,
+                format!("container {} exists", request.container),
+            ));
         }
         let state = ContainerState {
             container: request.container.clone(),
@@ -266,7 +274,10 @@ impl World {
     fn start(&mut self, id: &ContainerId) -> Result<Timestamp, MonitorError> {
         let container = self.container(id).ok_or_else(|| unknown(id))?;
         if container.state.phase != Phase::Created {
-            return Err(refused(RefusalKind::InvalidState, format!("container {id} is not in the created state")));
+            return Err(refused(
+                RefusalKind::InvalidState,
+                format!("container {id} is not in the created state"),
+            ));
         }
         container.state.phase = Phase::Running;
         container.state.started_at = Timestamp::now();
@@ -375,7 +386,8 @@ impl Monitor for FakeMonitor {
     }
 
     async fn signal(&self, container: &ContainerId, signal: i32, _all: bool) -> Result<(), MonitorError> {
-        self.perform(Call::Signal, "signal", container.as_str(), |world| world.signal(container, signal)).await
+        self.perform(Call::Signal, "signal", container.as_str(), |world| world.signal(container, signal))
+            .await
     }
 
     async fn exec(&self, request: ExecRequest, _stdio: Vec<OwnedFd>) -> Result<StartedExec, MonitorError> {
@@ -413,18 +425,25 @@ impl Monitor for FakeMonitor {
 
     async fn delete(&self, container: &ContainerId) -> Result<(), MonitorError> {
         let sandbox = &self.sandbox;
-        self.perform(Call::Delete, "delete", container.as_str(), |world| world.delete(sandbox, container)).await
+        self.perform(Call::Delete, "delete", container.as_str(), |world| world.delete(sandbox, container))
+            .await
     }
 
     async fn list(&self) -> Result<Vec<ContainerState>, MonitorError> {
         self.perform(Call::List, "list", self.sandbox.as_str(), |world| {
-            Ok(world.pod(&self.sandbox)?.containers.values().map(|container| container.state.clone()).collect())
+            Ok(world
+                .pod(&self.sandbox)?
+                .containers
+                .values()
+                .map(|container| container.state.clone())
+                .collect())
         })
         .await
     }
 
     async fn shutdown(&self) -> Result<(), MonitorError> {
-        self.perform(Call::Shutdown, "shutdown", self.sandbox.as_str(), |world| world.shutdown(&self.sandbox)).await
+        self.perform(Call::Shutdown, "shutdown", self.sandbox.as_str(), |world| world.shutdown(&self.sandbox))
+            .await
     }
 }
 

@@ -299,7 +299,11 @@ impl ExitRecord {
     /// When it is not JSON of a known form.
     pub fn from_json(bytes: &[u8]) -> Result<Self, crate::CodecError> {
         let record: Self = serde_json::from_slice(bytes).map_err(crate::CodecError::Malformed)?;
-        if record.version == Self::VERSION { Ok(record) } else { Err(crate::CodecError::Version(record.version)) }
+        if record.version == Self::VERSION {
+            Ok(record)
+        } else {
+            Err(crate::CodecError::Version(record.version))
+        }
     }
 
     /// The exit file's content.

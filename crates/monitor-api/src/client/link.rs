@@ -125,9 +125,9 @@ impl Link {
     async fn greet(&self, expected: &SandboxId) -> Result<i32, MonitorError> {
         match self.ask("hello", QUICK_CALL, &Request::Hello { version: VERSION }, &[]).await?.0 {
             Reply::Hello { version: VERSION, pid, sandbox } if sandbox == *expected => Ok(pid),
-            Reply::Hello { version, sandbox, .. } => {
-                Err(MonitorError::Foreign(format!("it serves sandbox {sandbox} with protocol version {version}")))
-            }
+            Reply::Hello { version, sandbox, .. } => Err(MonitorError::Foreign(format!(
+                "it serves sandbox {sandbox} with protocol version {version}"
+            ))),
             _ => Err(MonitorError::Unexpected("hello")),
         }
     }
@@ -169,7 +169,9 @@ impl Link {
 
 fn lost_or_socket(error: io::Error) -> MonitorError {
     match error.kind() {
-        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected => MonitorError::Lost,
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected => {
+            MonitorError::Lost
+        }
         _ => MonitorError::Socket(error),
     }
 }
