@@ -39,13 +39,18 @@ struct Link {
 
 /// Makes a connection of a connected socket: greets and checks who answers.
 pub(super) async fn establish(socket: OwnedFd, sandbox: &SandboxId) -> Result<Connection, MonitorError> {
-    let socket = Arc::new(AsyncFd::new(socket).map_err(MonitorError::Socket)?);
+    let socket = Arc::new(watch(socket).map_err(MonitorError::Socket)?);
     let pending = Arc::new(Pending(Mutex::new(Some(HashMap::new()))));
     let (sender, events) = mpsc::channel(EVENT_QUEUE);
     let reader = tokio::spawn(read_all(socket.clone(), pending.clone(), sender)).abort_handle();
     let link = Link { socket, pending, next_seq: AtomicU64::new(1), reader };
     let pid = link.greet(sandbox).await?;
     Ok(Connection { monitor: Arc::new(link), events, pid })
+}
+
+#[expect(deprecated, reason = "its successor is unsafe; what makes it so, a descriptor that changes, an `OwnedFd` cannot do")]
+fn watch(socket: OwnedFd) -> io::Result<Socket> {
+    AsyncFd::new(socket)
 }
 
 impl Pending {
@@ -84,7 +89,7 @@ impl Drop for Link {
 }
 
 async fn read_all(socket: Arc<Socket>, pending: Arc<Pending>, events: mpsc::Sender<Event>) {
-    while let Ok((bytes, fds)) = socket.async_io(Interest::READABLE, |fd| receive(fd)).await {
+    while let Ok((bytes, fds)) = socket.async_io(Interest::READABLE, receive).await {
         if bytes.is_empty() || !dispatch(&bytes, fds, &pending, &events) {
             break;
         }
