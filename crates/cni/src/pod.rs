@@ -1,0 +1,95 @@
+//! What the network driver is told about a pod.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use types::SandboxId;
+
+use crate::bandwidth::Bandwidth;
+
+/// A pod as the network sees it.
+///
+/// [`crate::Network::setup`] stores it with the attachment, so that a later teardown tells the plugins the same story
+/// even if its caller knows less by then.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PodNetwork {
+    /// The sandbox; its id is CNI's container id.
+    pub sandbox: SandboxId,
+    /// Name of the pod.
+    pub name: String,
+    /// Kubernetes namespace of the pod.
+    pub namespace: String,
+    /// Kubernetes uid of the pod.
+    pub uid: String,
+    /// The pod's network namespace. None, or a path that is no namespace any more, makes DEL run with an empty
+    /// `CNI_NETNS`: plugins then release what they hold outside the namespace.
+    pub netns: Option<PathBuf>,
+    /// Ports of the host that lead to ports of the pod.
+    pub port_mappings: Vec<PortMapping>,
+    /// Traffic limits.
+    pub bandwidth: Option<Bandwidth>,
+    /// Resolver settings of the pod.
+    pub dns: Dns,
+    /// The pod's parent cgroup, as the kubelet names it.
+    pub cgroup_parent: String,
+    /// The pod's annotations, for plugins that ask for them.
+    pub annotations: BTreeMap<String, String>,
+}
+
+/// One port of the host that leads to a port of the pod.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortMapping {
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// Port inside the pod.
+    pub container_port: u16,
+    /// Port of the host; 0 means that the port is not mapped and plugins do not hear of it.
+    pub host_port: u16,
+    /// Address of the host to bind, empty for all.
+    pub host_ip: String,
+}
+
+/// Transport protocol of a port mapping.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// TCP, what Kubernetes means when it says nothing.
+    #[default]
+    Tcp,
+    /// UDP.
+    Udp,
+    /// SCTP.
+    Sctp,
+}
+
+impl Protocol {
+    /// The name plugins know it by.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+            Self::Sctp => "sctp",
+        }
+    }
+}
+
+/// Resolver settings, for plugins that configure a resolver.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Dns {
+    /// Addresses of name servers.
+    pub servers: Vec<String>,
+    /// Search domains.
+    pub searches: Vec<String>,
+    /// Resolver options.
+    pub options: Vec<String>,
+}
+
+impl Dns {
+    /// Whether nothing is set.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.servers.is_empty() && self.searches.is_empty() && self.options.is_empty()
+    }
+}
