@@ -1,0 +1,97 @@
+//! Trying runtimes out on this very host, and runtimes that misbehave.
+#![cfg(feature = "probe")]
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use runtime::RuntimeCommand;
+use runtime::probe::{ProbeError, features, find, probe, version};
+
+/// One test at a time: while one writes its script, a program that another starts would hold the script open for writing
+/// until its exec, and the script could not be run ("text file busy").
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const LIMIT: Duration = Duration::from_secs(30);
+
+fn command(path: PathBuf) -> RuntimeCommand {
+    RuntimeCommand { path, root: "/nonexistent".into(), systemd_cgroup: false }
+}
+
+fn runc() -> RuntimeCommand {
+    command(find("runc", None).expect("runc is installed"))
+}
+
+fn script(dir: &Path, text: &str) -> RuntimeCommand {
+    let path = dir.join("runtime.sh");
+    std::fs::write(&path, format!("#!/bin/sh\n{text}\n")).unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+    command(path)
+}
+
+/// No file, cgroup or process of a probe in `scratch` is left.
+fn assert_nothing_left(scratch: &Path, before: &[PathBuf]) {
+    let left: Vec<_> = std::fs::read_dir(scratch).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(left, before);
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let cmdline = String::from_utf8_lossy(&cmdline).into_owned();
+        assert!(!cmdline.contains(scratch.to_str().unwrap()), "{cmdline}");
+    }
+}
+
+#[test]
+fn runc_makes_a_container_here_and_leaves_nothing() {
+    let _alone = alone();
+    let scratch = tempfile::tempdir().unwrap();
+    probe(&runc(), scratch.path(), LIMIT).unwrap();
+    assert_nothing_left(scratch.path(), &[]);
+    assert!(version(&runc()).unwrap().starts_with("runc version "));
+    features(&runc()).unwrap();
+}
+
+#[test]
+fn a_runtime_that_refuses_is_quoted() {
+    let _alone = alone();
+    let scratch = tempfile::tempdir().unwrap();
+    let log = r#"echo '{"level":"error","msg":"no cgroups today"}' > "$4"; exit 1"#;
+    let runtime = script(scratch.path(), log);
+    let error = probe(&runtime, scratch.path(), LIMIT).unwrap_err();
+    assert!(
+        matches!(&error, ProbeError::Failed { step: "create a container", message, .. } if message == "no cgroups today"),
+        "{error}"
+    );
+    assert_nothing_left(scratch.path(), &[runtime.path]);
+}
+
+#[test]
+fn a_runtime_that_hangs_is_ended_at_the_deadline_with_its_children() {
+    let _alone = alone();
+    let scratch = tempfile::tempdir().unwrap();
+    let runtime = script(scratch.path(), "sleep 1000 & wait");
+    let begin = Instant::now();
+    let error = probe(&runtime, scratch.path(), Duration::from_millis(200)).unwrap_err();
+    assert!(matches!(error, ProbeError::TimedOut { .. }), "{error}");
+    assert!(begin.elapsed() < Duration::from_secs(10));
+    assert_nothing_left(scratch.path(), &[runtime.path]);
+}
+
+#[test]
+fn a_missing_runtime_is_named() {
+    let _alone = alone();
+    let error = version(&command("/nonexistent/runc".into())).unwrap_err();
+    assert!(error.to_string().contains("/nonexistent/runc"), "{error}");
+    assert_eq!(find("no-such-runtime-anywhere", None), None);
+}
+
+#[test]
+fn a_runtime_without_features_is_no_error() {
+    let _alone = alone();
+    let scratch = tempfile::tempdir().unwrap();
+    assert_eq!(features(&script(scratch.path(), "exit 1")).unwrap(), None);
+}
