@@ -199,13 +199,13 @@ mod tests {
     fn tmpfs_has_its_size_and_mode_and_goes_away_repeatably() {
         let dir = tempfile::tempdir().unwrap();
         on_private_thread(|| {
-            tmpfs(dir.path(), 1 << 20, 0o1777).unwrap();
+            tmpfs(dir.path(), 1 << 20, 0o750).unwrap();
             let usage = crate::disk::usage(dir.path()).unwrap();
             assert_eq!(usage.total_bytes, 1 << 20);
             let mounted = at(dir.path());
             assert_eq!(mounted.len(), 1);
             assert!(
-                mounted[0].options.contains("noexec") && mounted[0].options.contains("mode=1777"),
+                mounted[0].options.contains("noexec") && mounted[0].options.contains("mode=750"),
                 "{mounted:?}"
             );
             unmount(dir.path()).unwrap();

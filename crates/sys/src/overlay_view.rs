@@ -28,17 +28,18 @@ pub fn open(overlay: &Overlay) -> Result<OwnedFd, MountError> {
     let topmost = || overlay.lowers.first().cloned().unwrap_or_else(PathBuf::new);
     match layers.detached().map_err(|e| MountError::new("view overlay with", &topmost(), e))? {
         Some(view) => Ok(view),
-        None => by_private_namespace(&layers),
+        None => by_private_namespace(overlay),
     }
 }
 
 /// For kernels that cannot give a detached overlay: mounts it over a directory of the host in a namespace that ends with the
-/// call; the descriptor keeps the mount.
-pub(crate) fn by_private_namespace(layers: &Layers) -> Result<OwnedFd, MountError> {
+/// call; the descriptor keeps the mount. The layers are opened in there once more, because the kernel takes no layer from a
+/// mount of another namespace.
+pub(crate) fn by_private_namespace(overlay: &Overlay) -> Result<OwnedFd, MountError> {
     let place = Path::new("/proc");
     on_private_thread(|| {
         let failed = |e| MountError::new("view overlay at", place, e);
-        layers.mount_by_options(place).map_err(failed)?;
+        Layers::of(overlay)?.mount_by_options(place).map_err(failed)?;
         open_root(place)
     })?
 }

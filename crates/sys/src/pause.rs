@@ -37,13 +37,16 @@ mod tests {
     fn start_as_init(dir: &Path) -> Child {
         crate::thread::unshare(UnshareFlags::NEWPID).unwrap();
         let child = Program::new(&dir.join("pause"), Path::new("/")).start().unwrap();
-        wait_until(|| catches_nothing_but_waits(pid_of(&child)));
+        wait_until(|| waits(pid_of(&child)));
         child
     }
 
-    fn catches_nothing_but_waits(pid: i32) -> bool {
+    /// Asleep after its first system call: only the wait sleeps.
+    fn waits(pid: i32) -> bool {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        status.lines().any(|line| line == "SigBlk:\t0000000000004002") && status.contains("\nState:\tS")
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:\t")).unwrap();
+        let child_bit = 1 << (libc::SIGCHLD - 1);
+        u64::from_str_radix(ignored, 16).unwrap() & child_bit != 0 && status.contains("\nState:\tS")
     }
 
     fn wait_until(condition: impl Fn() -> bool) {
@@ -96,7 +99,7 @@ mod tests {
             .map(|_| Program::new(&dir.path().join("pause"), Path::new("/")).start().unwrap())
             .collect();
         for pause in &pauses {
-            wait_until(|| catches_nothing_but_waits(pid_of(pause)));
+            wait_until(|| waits(pid_of(pause)));
             let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pause.id())).unwrap();
             let line = rollup.lines().find(|line| line.starts_with("Pss:")).unwrap();
             let kib: u64 = line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap();

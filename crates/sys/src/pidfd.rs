@@ -24,7 +24,7 @@ impl PidFd {
     /// # Errors
     /// `ESRCH` when there is no such process, `EINVAL` when `pid` is not positive.
     pub fn open(pid: i32) -> io::Result<Self> {
-        let pid = Pid::from_raw(pid).filter(|_| pid > 0).ok_or(Errno::INVAL)?;
+        let pid = if pid > 0 { Pid::from_raw(pid) } else { None }.ok_or(Errno::INVAL)?;
         Ok(Self(pidfd_open(pid, PidfdFlags::empty())?))
     }
 

@@ -300,9 +300,9 @@ mod tests {
         let place = Place::new();
         let lowers = place.lowers(2, |n| format!("layer-{n}"));
         let before = list().unwrap().len();
-        let several = Layers::of(&Overlay { lowers: lowers.clone(), ..Overlay::default() }).unwrap();
+        let several = Overlay { lowers: lowers.clone(), ..Overlay::default() };
         let views = [
-            crate::overlay_view::open(&Overlay { lowers: lowers.clone(), ..Overlay::default() }).unwrap(),
+            crate::overlay_view::open(&several).unwrap(),
             crate::overlay_view::by_private_namespace(&several).unwrap(),
         ];
         assert_eq!(list().unwrap().len(), before);
