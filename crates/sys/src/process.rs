@@ -162,6 +162,7 @@ mod tests {
         assert!(output.status.success(), "{output:?}");
     }
 
+    #[expect(clippy::zombie_processes, reason = "the call under test waits for it")]
     fn supervise() {
         assert!(!subreaper().unwrap());
         assert_eq!(wait_any_nonblocking().unwrap(), None);

@@ -1,0 +1,263 @@
+//! The two drivers and their common promise.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::Arc;
+
+use crate::error::CgroupError;
+use crate::mounts::Mounts;
+use crate::name;
+use crate::tree::Tree;
+
+/// Who manages groups on this node; kubelet must be set to the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum DriverKind {
+    /// systemd makes slices and scopes.
+    Systemd,
+    /// Groups are directories, made by whoever needs them.
+    Cgroupfs,
+}
+
+impl DriverKind {
+    /// The driver that suits this host: [`DriverKind::Systemd`] where systemd is the first process.
+    #[must_use]
+    pub fn detect() -> Self {
+        Self::detect_at(Path::new("/"))
+    }
+
+    /// As [`DriverKind::detect`], for a host whose root directory is `root`. What cannot be read counts as absent.
+    #[must_use]
+    pub fn detect_at(root: &Path) -> Self {
+        let booted = root.join("run/systemd/system").is_dir();
+        let first = std::fs::read_to_string(root.join("proc/1/comm")).unwrap_or_default();
+        if booted && first.trim_end() == "systemd" { Self::Systemd } else { Self::Cgroupfs }
+    }
+
+    /// The name kubelet and the configuration use.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Systemd => "systemd",
+            Self::Cgroupfs => "cgroupfs",
+        }
+    }
+
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::Systemd => Self::Cgroupfs,
+            Self::Cgroupfs => Self::Systemd,
+        }
+    }
+}
+
+impl fmt::Display for DriverKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for DriverKind {
+    type Err = CgroupError;
+
+    fn from_str(text: &str) -> Result<Self, CgroupError> {
+        match text {
+            "systemd" => Ok(Self::Systemd),
+            "cgroupfs" => Ok(Self::Cgroupfs),
+            _ => Err(CgroupError::name(text, "the drivers are systemd and cgroupfs")),
+        }
+    }
+}
+
+/// What the server asks of control groups. `parent` is what kubelet wrote into the pod's configuration, `oci_path` what
+/// [`CgroupDriver::oci_path`] made of it.
+pub trait CgroupDriver: Send + Sync + fmt::Debug {
+    /// Which driver this is.
+    fn kind(&self) -> DriverKind;
+
+    /// The `cgroupsPath` of the OCI runtime specification for the group `id` below `parent`, or below a default.
+    ///
+    /// # Errors
+    /// [`CgroupError::OtherDriver`] when `parent` is written for the other driver, [`CgroupError::Name`] when it or `id` can
+    /// be no name.
+    fn oci_path(&self, parent: Option<&str>, id: &str) -> Result<String, CgroupError>;
+
+    /// Every directory that the group has at present, one for each hierarchy that knows it. None for what is no name.
+    fn directories(&self, oci_path: &str) -> Vec<PathBuf>;
+
+    /// Which groups [`CgroupDriver::ensure_parent`] would make, outermost first: what to write down before it makes them and
+    /// to hand to [`CgroupDriver::remove_parent_if_empty`] later, innermost first. Groups that exist in any hierarchy are
+    /// somebody else's and are not among them.
+    ///
+    /// # Errors
+    /// As for [`CgroupDriver::oci_path`].
+    fn missing_parents(&self, parent: Option<&str>) -> Result<Vec<String>, CgroupError>;
+
+    /// Makes the parent where nobody has. systemd makes slices itself when a scope needs them.
+    ///
+    /// # Errors
+    /// As for [`CgroupDriver::oci_path`], and [`CgroupError::Step`] when the kernel refuses.
+    fn ensure_parent(&self, parent: Option<&str>) -> Result<(), CgroupError>;
+
+    /// Removes a parent that has neither processes nor groups in it; says whether it is gone. Never removes more than that
+    /// one group.
+    ///
+    /// # Errors
+    /// As for [`CgroupDriver::ensure_parent`].
+    fn remove_parent_if_empty(&self, parent: &str) -> Result<bool, CgroupError>;
+
+    /// The processes of the group and of all groups in it, in ascending order; none when there is no such group.
+    ///
+    /// # Errors
+    /// [`CgroupError::Step`] when the group cannot be read.
+    fn processes(&self, oci_path: &str) -> Result<Vec<i32>, CgroupError>;
+
+    /// Kills every process of the group and of all groups in it, frozen ones included, and waits until they are gone, at most
+    /// ten seconds.
+    ///
+    /// # Errors
+    /// [`CgroupError::StillRunning`] when some are not gone by then.
+    fn kill_all(&self, oci_path: &str) -> Result<(), CgroupError>;
+
+    /// Removes the group and all groups in it from every hierarchy, waiting at most five seconds for processes that are just
+    /// ending. A missing group is a success.
+    ///
+    /// # Errors
+    /// [`CgroupError::Step`] for the first directory that stays; the others are removed all the same.
+    fn remove(&self, oci_path: &str) -> Result<(), CgroupError>;
+}
+
+/// The driver of this kind for the hierarchies mounted at or below `root`, usually [`crate::DEFAULT_ROOT`].
+///
+/// # Errors
+/// [`CgroupError::NotMounted`] when there are none.
+pub fn open(kind: DriverKind, root: &Path) -> Result<Arc<dyn CgroupDriver>, CgroupError> {
+    let mounts = Mounts::under(root)?;
+    Ok(match kind {
+        DriverKind::Systemd => Arc::new(Systemd::new(mounts)),
+        DriverKind::Cgroupfs => Arc::new(Cgroupfs::new(mounts)),
+    })
+}
+
+/// The driver that names groups by path.
+#[derive(Debug)]
+pub struct Cgroupfs {
+    tree: Tree,
+}
+
+/// The driver that names groups by unit. The OCI runtime asks systemd for the scope.
+#[derive(Debug)]
+pub struct Systemd {
+    tree: Tree,
+}
+
+impl Cgroupfs {
+    /// A driver for these hierarchies.
+    #[must_use]
+    pub fn new(mounts: Mounts) -> Self {
+        Self { tree: Tree::new(mounts) }
+    }
+}
+
+impl Systemd {
+    /// A driver for these hierarchies.
+    #[must_use]
+    pub fn new(mounts: Mounts) -> Self {
+        Self { tree: Tree::new(mounts) }
+    }
+}
+
+/// What does not depend on who makes parents.
+macro_rules! common {
+    ($kind:expr) => {
+        fn kind(&self) -> DriverKind {
+            $kind
+        }
+
+        fn oci_path(&self, parent: Option<&str>, id: &str) -> Result<String, CgroupError> {
+            name::oci_path($kind, parent, id)
+        }
+
+        fn directories(&self, oci_path: &str) -> Vec<PathBuf> {
+            name::relative($kind, oci_path).map(|path| self.tree.existing(&path)).unwrap_or_default()
+        }
+
+        fn processes(&self, oci_path: &str) -> Result<Vec<i32>, CgroupError> {
+            self.tree.processes(&name::relative($kind, oci_path)?)
+        }
+
+        fn kill_all(&self, oci_path: &str) -> Result<(), CgroupError> {
+            self.tree.kill_all(&name::relative($kind, oci_path)?)
+        }
+
+        fn remove(&self, oci_path: &str) -> Result<(), CgroupError> {
+            self.tree.remove(&name::relative($kind, oci_path)?)
+        }
+    };
+}
+
+impl CgroupDriver for Cgroupfs {
+    common!(DriverKind::Cgroupfs);
+
+    fn missing_parents(&self, parent: Option<&str>) -> Result<Vec<String>, CgroupError> {
+        let parent = name::parent(self.kind(), parent)?;
+        let missing = self.tree.missing(&name::relative(self.kind(), &parent)?);
+        Ok(missing.iter().map(|path| format!("/{}", path.display())).collect())
+    }
+
+    fn ensure_parent(&self, parent: Option<&str>) -> Result<(), CgroupError> {
+        let parent = name::parent(self.kind(), parent)?;
+        let missing = self.tree.missing(&name::relative(self.kind(), &parent)?);
+        missing.iter().try_for_each(|path| self.tree.make(path))
+    }
+
+    fn remove_parent_if_empty(&self, parent: &str) -> Result<bool, CgroupError> {
+        let parent = name::parent(self.kind(), Some(parent))?;
+        self.tree.remove_if_empty(&name::relative(self.kind(), &parent)?)
+    }
+}
+
+impl CgroupDriver for Systemd {
+    common!(DriverKind::Systemd);
+
+    fn missing_parents(&self, parent: Option<&str>) -> Result<Vec<String>, CgroupError> {
+        name::parent(self.kind(), parent).map(|_| Vec::new())
+    }
+
+    fn ensure_parent(&self, parent: Option<&str>) -> Result<(), CgroupError> {
+        name::parent(self.kind(), parent).map(drop)
+    }
+
+    /// systemd removes slices that nothing needs by itself.
+    fn remove_parent_if_empty(&self, parent: &str) -> Result<bool, CgroupError> {
+        let slice = name::parent(self.kind(), Some(parent))?;
+        Ok(self.tree.existing(&name::slice_path(&slice)?).is_empty())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn systemd_is_chosen_only_where_it_is_the_first_process() {
+        let host = tempfile::tempdir().unwrap();
+        let of = || DriverKind::detect_at(host.path());
+        assert_eq!(of(), DriverKind::Cgroupfs);
+        std::fs::create_dir_all(host.path().join("proc/1")).unwrap();
+        std::fs::write(host.path().join("proc/1/comm"), "systemd\n").unwrap();
+        assert_eq!(of(), DriverKind::Cgroupfs, "a container's init may be called so");
+        std::fs::create_dir_all(host.path().join("run/systemd/system")).unwrap();
+        assert_eq!(of(), DriverKind::Systemd);
+        std::fs::write(host.path().join("proc/1/comm"), "init\n").unwrap();
+        assert_eq!(of(), DriverKind::Cgroupfs);
+    }
+
+    #[test]
+    fn kinds_are_read_as_they_are_written() {
+        for kind in [DriverKind::Systemd, DriverKind::Cgroupfs] {
+            assert_eq!(kind.to_string().parse::<DriverKind>().unwrap(), kind);
+        }
+        assert!("Systemd".parse::<DriverKind>().unwrap_err().to_string().contains("systemd and cgroupfs"));
+    }
+}
