@@ -26,15 +26,32 @@
 //! and network crates into a daemon. The client passes results through as JSON and reads the few fields it needs.
 
 mod bandwidth;
+mod capture;
+mod chain;
 mod config;
+mod discover;
+mod driver;
 mod error;
 pub mod fake;
+mod gate;
+mod list;
 mod network;
+mod plugin;
 mod pod;
+mod published;
 mod quantity;
+mod record;
+mod result;
+mod runtime;
+mod syncer;
+#[cfg(test)]
+mod testing;
+mod version;
+mod watch;
 
 pub use bandwidth::{Bandwidth, BandwidthError};
 pub use config::CniConfig;
+pub use driver::Cni;
 pub use error::CniError;
 pub use network::{Attachment, Network, NetworkStatus};
 pub use pod::{Dns, PodNetwork, PortMapping, Protocol};

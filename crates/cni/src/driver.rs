@@ -1,0 +1,331 @@
+//! The network of real plugins.
+//!
+//! | step of setup | what a crash right after it leaves | who cleans up |
+//! |---|---|---|
+//! | record written | a record, nothing else | teardown, gc: DEL of all plugins |
+//! | some plugins of ADD ran | a record without result | the same |
+//! | all plugins ran, result not written | a record without result | the same |
+//! | result written | an attachment | the same, with the result |
+//!
+//! A failed ADD is undone at once, by DEL of the plugins that had been started; if that fails too, the record stays.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::{CancellationToken, DropGuard};
+use types::SandboxId;
+
+use crate::chain::{self, Chain, Subject};
+use crate::config::CniConfig;
+use crate::discover::Source;
+use crate::error::CniError;
+use crate::gate::Gate;
+use crate::network::{Attachment, Network, NetworkStatus};
+use crate::plugin::Deadline;
+use crate::pod::PodNetwork;
+use crate::published::Published;
+use crate::record::{Lookup, Record, Records};
+use crate::result;
+use crate::syncer::{self, Rhythm};
+
+/// The longest that a collection keeps pods from being attached.
+const GC_LIMIT: Duration = Duration::from_secs(15);
+/// How many stale attachments are undone at a time.
+const GC_PARALLEL: usize = 8;
+
+/// Connects pods by running CNI plugins. Its tasks end with it, or with the token given to [`Cni::open`].
+#[derive(Debug)]
+pub struct Cni {
+    inner: Arc<Inner>,
+    _tasks: DropGuard,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: CniConfig,
+    chain: Chain,
+    records: Records,
+    gate: Gate,
+    state: watch::Receiver<Published>,
+    /// Sandboxes that this process attached and did not begin to detach.
+    live: Mutex<BTreeSet<SandboxId>>,
+}
+
+impl Cni {
+    /// Opens the record directory, takes a first look at the configuration, and starts watching it until `shutdown`.
+    /// A missing or invalid configuration is no error: see [`Network::status`].
+    ///
+    /// # Errors
+    /// When the record directory cannot be made.
+    pub async fn open(config: CniConfig, shutdown: CancellationToken) -> Result<Self, CniError> {
+        Self::with_rhythm(config, Rhythm::default(), &shutdown).await
+    }
+
+    pub(crate) async fn with_rhythm(
+        config: CniConfig,
+        rhythm: Rhythm,
+        shutdown: &CancellationToken,
+    ) -> Result<Self, CniError> {
+        let records = Records::open(config.cache_dir.clone()).await?;
+        let chain = Chain { bin_dirs: config.bin_dirs.clone() };
+        let end = shutdown.child_token();
+        let state = syncer::spawn(config.conf_dir.clone(), chain.clone(), rhythm, end.clone()).await;
+        let (gate, live) = (Gate::default(), Mutex::default());
+        let inner = Arc::new(Inner { config, chain, records, gate, state, live });
+        Ok(Self { inner, _tasks: end.drop_guard() })
+    }
+
+    /// Waits until [`Network::status`] satisfies `wanted`; None when the driver was shut down first.
+    pub async fn wait_for(&self, mut wanted: impl FnMut(&NetworkStatus) -> bool) -> Option<NetworkStatus> {
+        let mut state = self.inner.state.clone();
+        let dir = &self.inner.config.conf_dir;
+        let state = state.wait_for(|state| wanted(&state.status(dir))).await.ok()?;
+        Some(state.status(dir))
+    }
+}
+
+#[async_trait]
+impl Network for Cni {
+    async fn setup(&self, pod: &PodNetwork) -> Result<Attachment, CniError> {
+        self.inner.setup(pod).await
+    }
+
+    async fn teardown(&self, pod: &PodNetwork) -> Result<(), CniError> {
+        self.inner.teardown(pod).await
+    }
+
+    async fn check(&self, pod: &PodNetwork) -> Result<(), CniError> {
+        self.inner.check(pod).await
+    }
+
+    async fn gc(&self, valid: &[SandboxId]) -> Result<(), CniError> {
+        let failures = collect_stale(&self.inner, valid).await;
+        let collected = self.inner.collect_unknown(valid).await;
+        CniError::collect(failures.into_iter().chain(collected.err()).collect())
+    }
+
+    fn status(&self) -> NetworkStatus {
+        self.inner.state.borrow().status(&self.inner.config.conf_dir)
+    }
+
+    fn describe(&self) -> Value {
+        let config = &self.inner.config;
+        let network = self.inner.state.borrow().network.clone();
+        let networks: Vec<Value> =
+            network.iter().map(|network| network.describe(&config.interface)).collect();
+        json!({
+            "PluginDirs": config.bin_dirs,
+            "PluginConfDir": config.conf_dir,
+            "PluginMaxConfNum": 1,
+            "Prefix": "eth",
+            "Networks": networks,
+        })
+    }
+
+    fn cached(&self) -> Vec<SandboxId> {
+        self.inner.recorded()
+    }
+}
+
+impl Inner {
+    async fn setup(&self, pod: &PodNetwork) -> Result<Attachment, CniError> {
+        chain::check_arguments(pod)?;
+        let netns = netns_of_new(pod)?;
+        let network = self.network()?;
+        let _operation = self.gate.enter(&pod.sandbox).await;
+        self.undo_earlier(pod).await?;
+        self.chain.check_programs(&network.list)?;
+        let mut record = self.intend(pod, &network).await?;
+        match self.attach(&mut record, netns).await {
+            Ok(attachment) => Ok(attachment),
+            Err(error) => {
+                self.roll_back(&record).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// What an earlier attempt for the same sandbox left is undone before the next one.
+    async fn undo_earlier(&self, pod: &PodNetwork) -> Result<(), CniError> {
+        self.detach(&pod.sandbox, Some(pod)).await
+    }
+
+    /// Writes down what is about to be done.
+    async fn intend(&self, pod: &PodNetwork, network: &Source) -> Result<Record, CniError> {
+        let record = Record {
+            pod: pod.clone(),
+            interface: self.config.interface.clone(),
+            list: network.list.clone(),
+            started: None,
+            result: None,
+        };
+        self.live().insert(pod.sandbox.clone());
+        if let Err(error) = self.records.write(&record).await {
+            self.live().remove(&pod.sandbox);
+            return Err(error);
+        }
+        Ok(record)
+    }
+
+    async fn attach(&self, record: &mut Record, netns: String) -> Result<Attachment, CniError> {
+        let subject = Subject::new(&record.pod, netns, &record.interface);
+        let added = self.chain.add(&record.list, &subject, self.deadline()).await;
+        let result = added.map_err(|failure| {
+            record.started = Some(failure.started);
+            failure.error
+        })?;
+        record.result = Some(result.clone());
+        let last = record.list.plugins.last().map(|plugin| plugin.kind.as_str()).unwrap_or_default();
+        let attachment = result::attachment(&record.list.name, last, &record.interface, result)?;
+        self.records.write(record).await?;
+        Ok(attachment)
+    }
+
+    /// Undoes a failed setup. The record goes only when that worked.
+    async fn roll_back(&self, record: &Record) {
+        let sandbox = &record.pod.sandbox;
+        self.live().remove(sandbox);
+        if let Err(error) = self.undo(record, record.pod.netns.as_deref()).await {
+            tracing::warn!(
+                pod.id = %sandbox,
+                error = types::error::chain(&error),
+                "failed network setup is not undone yet"
+            );
+        }
+    }
+
+    async fn teardown(&self, pod: &PodNetwork) -> Result<(), CniError> {
+        let _operation = self.gate.enter(&pod.sandbox).await;
+        self.detach(&pod.sandbox, Some(pod)).await
+    }
+
+    /// Undoes what is on record for the sandbox; nothing on record is success.
+    async fn detach(&self, sandbox: &SandboxId, pod: Option<&PodNetwork>) -> Result<(), CniError> {
+        self.live().remove(sandbox);
+        match self.records.read(sandbox).await? {
+            Lookup::None => Ok(()),
+            Lookup::Found(record) => {
+                let netns = pod.map_or(&record.pod, |pod| pod).netns.clone();
+                self.undo(&record, netns.as_deref()).await
+            }
+            Lookup::Unreadable(error) => {
+                tracing::warn!(pod.id = %sandbox, error = types::error::chain(&error), "network record is damaged");
+                self.detach_blindly(sandbox, pod).await
+            }
+        }
+    }
+
+    /// DEL and the end of the record.
+    async fn undo(&self, record: &Record, netns: Option<&Path>) -> Result<(), CniError> {
+        let subject = Subject::new(&record.pod, netns_if_alive(netns), &record.interface);
+        let count = record.started.unwrap_or(record.list.plugins.len());
+        self.chain.del(&record.list, count, &subject, record.result.as_ref(), self.deadline()).await?;
+        self.records.remove(&record.pod.sandbox).await
+    }
+
+    /// With a damaged record the present network is the best guess at what has to be undone. Without one nothing can
+    /// be done but to forget.
+    async fn detach_blindly(&self, sandbox: &SandboxId, pod: Option<&PodNetwork>) -> Result<(), CniError> {
+        if let (Ok(network), Some(pod)) = (self.network(), pod) {
+            let interface = self.config.interface.clone();
+            let list = network.list.clone();
+            let record = Record { pod: pod.clone(), interface, list, started: None, result: None };
+            return self.undo(&record, pod.netns.as_deref()).await;
+        }
+        self.records.remove(sandbox).await
+    }
+
+    async fn check(&self, pod: &PodNetwork) -> Result<(), CniError> {
+        let _operation = self.gate.enter(&pod.sandbox).await;
+        let Lookup::Found(record) = self.records.read(&pod.sandbox).await? else {
+            return Err(CniError::NotAttached);
+        };
+        let Some(result) = &record.result else { return Err(CniError::NotAttached) };
+        let subject = Subject::new(&record.pod, netns_if_alive(pod.netns.as_deref()), &record.interface);
+        self.chain.check(&record.list, &subject, result, self.deadline()).await
+    }
+
+    /// Lets the plugins release what belongs to no valid attachment; nothing else runs meanwhile.
+    async fn collect_unknown(&self, valid: &[SandboxId]) -> Result<(), CniError> {
+        let Ok(network) = self.network() else { return Ok(()) };
+        if !network.list.version.has_gc_and_status() || network.list.disable_gc {
+            return Ok(());
+        }
+        let _alone = self.gate.enter_alone(self.deadline()).await?;
+        let valid: BTreeSet<SandboxId> = valid.iter().cloned().chain(self.live().iter().cloned()).collect();
+        let valid: Vec<SandboxId> = valid.into_iter().collect();
+        let limit = GC_LIMIT.min(self.config.operation_timeout);
+        self.chain.gc(&network.list, &valid, &self.config.interface, Deadline::after(limit)).await
+    }
+
+    fn network(&self) -> Result<Arc<Source>, CniError> {
+        let state = self.state.borrow();
+        let none = || CniError::NotInitialized(state.why_none(&self.config.conf_dir));
+        state.network.clone().ok_or_else(none)
+    }
+
+    fn recorded(&self) -> Vec<SandboxId> {
+        self.records.list().unwrap_or_else(|error| {
+            let path = self.config.cache_dir.display();
+            tracing::warn!(path = %path, error = %error, "network records cannot be listed");
+            Vec::new()
+        })
+    }
+
+    fn deadline(&self) -> Deadline {
+        Deadline::after(self.config.operation_timeout)
+    }
+
+    fn live(&self) -> MutexGuard<'_, BTreeSet<SandboxId>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Detaches every recorded sandbox that nobody needs, several at a time.
+async fn collect_stale(inner: &Arc<Inner>, valid: &[SandboxId]) -> Vec<CniError> {
+    // Listed before asking which are live: a record that is seen here was preceded by its mark.
+    let recorded = inner.recorded();
+    let stale = |id: &SandboxId| !valid.contains(id) && !inner.live().contains(id);
+    let mut waiting = recorded.into_iter().filter(stale).collect::<Vec<_>>().into_iter();
+    let mut running = JoinSet::new();
+    let mut failures = Vec::new();
+    loop {
+        while running.len() < GC_PARALLEL
+            && let Some(sandbox) = waiting.next()
+        {
+            let inner = Arc::clone(inner);
+            running.spawn(async move {
+                let _operation = inner.gate.enter(&sandbox).await;
+                inner.detach(&sandbox, None).await
+            });
+        }
+        match running.join_next().await {
+            None => return failures,
+            Some(Ok(done)) => failures.extend(done.err()),
+            Some(Err(error)) => {
+                failures.push(CniError::Record { action: "removed", source: Box::new(error) });
+            }
+        }
+    }
+}
+
+fn netns_of_new(pod: &PodNetwork) -> Result<String, CniError> {
+    let refuse = |reason: String| CniError::InvalidPod { what: "network namespace", reason };
+    let path = pod.netns.as_deref().ok_or_else(|| refuse("it has none".to_owned()))?;
+    path.to_str().map(str::to_owned).ok_or_else(|| refuse("its path is not text".to_owned()))
+}
+
+/// The namespace for DEL and CHECK, empty when it is gone.
+fn netns_if_alive(path: Option<&Path>) -> String {
+    let alive = path.filter(|path| sys::netns::is_namespace(path).unwrap_or(true));
+    alive.and_then(Path::to_str).unwrap_or_default().to_owned()
+}
+
+#[cfg(test)]
+mod tests;
