@@ -1,0 +1,56 @@
+# The two commands of the README are `make run` and `make test`; both set the machine up first.
+#
+#   make run [ONCE=1]   build, then show a server running a pod with two containers; ONCE=1 tears it all down again
+#   make test           build, then run every test
+#   make build          the release binaries: target/release/crimson, target/release/crimson-monitor
+#   make bench          time from a pulled image to a running pod, step by step (ROUNDS=20, ENDPOINT=… for another server)
+#   make lint           formatting, clippy with warnings denied, dependency policy
+#   make deps           install what is missing from Debian, nothing else
+
+CARGO  ?= cargo
+ROUNDS ?= 20
+
+.PHONY: run test build bench lint deps deps-test fmt clippy deny
+
+run: deps build
+	$(CARGO) build --release --package e2e --bin demo
+	./target/release/demo $(if $(ONCE),--once)
+
+test: deps-test
+	$(CARGO) build --workspace --bins
+	$(CARGO) test --workspace
+
+# The monitor has a profile of its own (small, aborting on panic), so cargo puts it elsewhere.
+build:
+	$(CARGO) build --release --package crimson
+	$(CARGO) build --profile monitor --package monitor
+	install -m 0755 target/monitor/crimson-monitor target/release/crimson-monitor
+
+bench: deps build
+	$(CARGO) build --release --package e2e --bin pod_start
+	./target/release/pod_start --rounds $(ROUNDS) $(if $(ENDPOINT),--endpoint $(ENDPOINT))
+
+lint: fmt clippy deny
+
+fmt:
+	$(CARGO) fmt --all --check
+
+clippy: deps
+	$(CARGO) clippy --workspace --all-targets -- --deny warnings
+
+# Not in a release of Debian: compiled once into .cache. The advisory database is asked by the scheduled run only, so that
+# a change does not fail for what somebody else published today.
+CARGO_DENY := $(or $(shell command -v cargo-deny),.cache/cargo-deny/bin/cargo-deny)
+
+deny: $(CARGO_DENY)
+	$(CARGO_DENY) check bans licenses sources
+
+.cache/cargo-deny/bin/cargo-deny:
+	$(CARGO) install --locked --debug --root .cache/cargo-deny --target-dir .cache/cargo-deny/target cargo-deny
+	rm -rf .cache/cargo-deny/target
+
+deps:
+	./e2e/deps.sh
+
+deps-test:
+	./e2e/deps.sh test

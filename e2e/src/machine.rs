@@ -1,0 +1,173 @@
+//! A machine of one's own: private mount, network and process namespaces on the host's kernel.
+//!
+//! States: *booting* (until its first process has set the namespaces up and said so) and *up*. It goes down when the
+//! value is dropped or the test process dies in any way: its first process reads a pipe whose other end is ours, ends at
+//! end of file, and the kernel then kills every process of the machine; its mounts, links, firewall rules and network
+//! namespaces go with it. [`Machine::host`] is the host itself, for the demo, which is to be seen from outside.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::{Context, bail};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use tokio::io::{AsyncBufReadExt, BufReader};
+use tokio::process::{Child, ChildStdin, Command};
+
+use crate::cgroups::Cgroups;
+use crate::{Result, process, run_token};
+
+/// What the first process does: shared propagation as systemd sets it, `/run/netns` of its own, a loopback and a link with
+/// a default route. Then it waits for end of file, and as a shell it reaps whatever falls to it meanwhile.
+const BOOT: &str = "\
+set -e
+mount --make-rshared /
+mkdir -p /run/netns
+mount -t tmpfs -o mode=755 tmpfs /run/netns
+mount --make-shared /run/netns
+ip link set lo up
+ip link add uplink0 type veth peer name uplink1
+ip address add 198.51.100.2/24 dev uplink0
+ip link set uplink1 up
+ip link set uplink0 up
+ip route add default via 198.51.100.1
+echo up
+cat >/dev/null
+";
+
+/// Where daemons, registries and probes of one test run.
+#[derive(Debug)]
+pub struct Machine {
+    token: String,
+    cgroups: Cgroups,
+    namespaces: Option<Namespaces>,
+}
+
+/// The holder of the namespaces: `unshare`, whose child is the machine's process 1.
+#[derive(Debug)]
+struct Namespaces {
+    init: u32,
+    _keeps_it_up: ChildStdin,
+    _unshare: Child,
+}
+
+impl Machine {
+    /// Boots a machine with namespaces of its own.
+    pub async fn boot() -> Result<Self> {
+        let token = run_token();
+        let cgroups = Cgroups::create(&token)?;
+        let mut unshare = Command::new("unshare")
+            .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", BOOT])
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("starting unshare (util-linux)")?;
+        let stdin = unshare.stdin.take().context("pipe to the machine")?;
+        let stdout = unshare.stdout.take().context("pipe from the machine")?;
+        let line = BufReader::new(stdout).lines().next_line().await?;
+        if line.as_deref() != Some("up") {
+            bail!("the machine did not boot: {line:?}");
+        }
+        let init = process::only_child(unshare.id().context("unshare has ended")?)?;
+        let namespaces = Some(Namespaces { init, _keeps_it_up: stdin, _unshare: unshare });
+        Ok(Self { token, cgroups, namespaces })
+    }
+
+    /// The host itself.
+    pub fn host() -> Result<Self> {
+        let token = run_token();
+        Ok(Self { cgroups: Cgroups::create(&token)?, token, namespaces: None })
+    }
+
+    /// The name of this run, part of everything the machine's users create outside the namespaces.
+    #[must_use]
+    pub fn token(&self) -> &str {
+        &self.token
+    }
+
+    /// The cgroups that belong to this run.
+    #[must_use]
+    pub(crate) fn cgroups(&self) -> &Cgroups {
+        &self.cgroups
+    }
+
+    /// Whether the machine is namespaces of its own rather than the host.
+    #[must_use]
+    pub fn is_private(&self) -> bool {
+        self.namespaces.is_some()
+    }
+
+    /// A command that will run inside the machine. Its process id seen from here is that of the child of `nsenter`.
+    #[must_use]
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = match &self.namespaces {
+            None => Command::new(program),
+            Some(namespaces) => {
+                let mut enter = Command::new("nsenter");
+                enter.args(["-t", &namespaces.init.to_string(), "-m", "-n", "-p", "--"]).arg(program);
+                enter
+            }
+        };
+        command.current_dir("/").stdin(Stdio::null()).kill_on_drop(true);
+        command
+    }
+
+    /// Runs a program of the machine to its end and returns what it printed.
+    pub async fn output(&self, program: &str, args: &[&str]) -> Result<String> {
+        let output =
+            self.command(program).args(args).output().await.with_context(|| format!("running {program}"))?;
+        if !output.status.success() {
+            bail!("{program} {args:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// The path under which this process sees a path of the machine.
+    #[must_use]
+    pub fn path(&self, inside: &Path) -> PathBuf {
+        match &self.namespaces {
+            None => inside.to_owned(),
+            Some(namespaces) => {
+                let root = PathBuf::from(format!("/proc/{}/root", namespaces.init));
+                root.join(inside.strip_prefix("/").unwrap_or(inside))
+            }
+        }
+    }
+
+    /// The mount table of the machine.
+    pub fn mountinfo(&self) -> Result<String> {
+        let pid = self.namespaces.as_ref().map_or_else(|| "self".to_owned(), |it| it.init.to_string());
+        std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).context("reading the machine's mount table")
+    }
+
+    /// The `/proc` of the machine, which lists all its processes, nested containers included, and no others.
+    pub(crate) fn proc_dir(&self) -> PathBuf {
+        self.path(Path::new("/proc"))
+    }
+
+    /// Runs blocking work on a thread of its own inside the machine's network.
+    pub async fn in_network<T, F>(&self, work: F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: FnOnce() -> T + Send + 'static,
+    {
+        let namespace = match &self.namespaces {
+            None => None,
+            Some(it) => Some(
+                File::open(format!("/proc/{}/ns/net", it.init)).context("opening the network namespace")?,
+            ),
+        };
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        std::thread::Builder::new().name("in-network".to_owned()).spawn(move || {
+            let entered = namespace
+                .as_ref()
+                .map_or(Ok(()), |it| move_into_link_name_space(it.as_fd(), Some(LinkNameSpaceType::Network)));
+            // The receiver is gone when the test was cancelled: nobody waits for the answer then.
+            drop(sender.send(entered.map(|()| work())));
+        })?;
+        receiver.await.context("the worker thread ended early")?.context("entering the machine's network")
+    }
+}

@@ -1,0 +1,264 @@
+//! The daemon may die at any moment: containers, logs and exit codes do not notice, and nothing half-made stays.
+
+use std::time::Duration;
+
+use e2e::cri::{ContainerState, PodSandboxState, VersionRequest};
+use e2e::{ContainerSpec, Cri, ImageBuilder, Media, Node, Result, code_of};
+use tonic::Code;
+
+/// At how many moments of the flow the daemon is killed.
+const KILLS: u32 = 10;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn running_containers_keep_running_and_are_listed_right() -> Result {
+    let (mut node, registry) = Node::boot_with_registry().await?;
+    let pushed = registry.push(ImageBuilder::busybox(Media::Oci)?, "busybox", "1").await?;
+    let cri = node.cri();
+    let image = cri.pull(&pushed.reference).await?;
+    let pod = node.pod("steady").with_port(18081, 80);
+    let pod_id = cri.run_pod(&pod).await?;
+    let counter =
+        ContainerSpec::shell("counter", &image, "i=0; while :; do echo $i; i=$((i+1)); sleep 0.01; done");
+    let counter = cri.run(&pod_id, &counter, &pod).await?;
+    let created = cri.create(&pod_id, &ContainerSpec::lasting("created", &image), &pod).await?;
+    let ended = node.run_to_end(&pod_id, &ContainerSpec::shell("ended", &image, "exit 9"), &pod).await?;
+    let address = cri.pod_ip(&pod_id).await?;
+    let (pod_before, counter_before) = (cri.pod(&pod_id).await?, cri.container(&counter).await?);
+
+    node.kill9().await?;
+    let lines = node.container_log("steady", "counter/0.log")?.len();
+    while node.container_log("steady", "counter/0.log")?.len() < lines + 20 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    node.restart().await?;
+    let cri = node.cri();
+
+    assert_eq!(cri.pod(&pod_id).await?, pod_before);
+    assert_eq!(cri.pod_ip(&pod_id).await?, address);
+    assert_eq!(cri.container(&counter).await?, counter_before);
+    assert_eq!(cri.container(&created).await?.state(), ContainerState::ContainerCreated);
+    assert_eq!(cri.container(&ended.id).await?, ended);
+    assert_eq!((cri.all_pods().await?.len(), cri.all_containers().await?.len()), (1, 3));
+    assert_eq!(cri.image(&pushed.reference).await?.expect("the image is there").id, image);
+    assert_eq!(cri.run_pod(&pod).await?, pod_id, "a retry over the restart finds the pod");
+
+    assert_eq!(cri.shell(&counter, "echo alive").await?, "alive");
+    cri.start(&created).await?;
+    cri.stop(&counter, 0).await?;
+    let numbers = node.container_log("steady", "counter/0.log")?;
+    let gapless = numbers.iter().enumerate().all(|(n, (_, _, text))| *text == n.to_string());
+    assert!(gapless, "the log of {} lines goes on over the crash", numbers.len());
+    node.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exit_while_the_daemon_is_down_is_seen_with_its_code() -> Result {
+    let (mut node, registry) = Node::boot_with_registry().await?;
+    let pushed = registry.push(ImageBuilder::busybox(Media::Oci)?, "busybox", "1").await?;
+    let cri = node.cri();
+    let image = cri.pull(&pushed.reference).await?;
+    let pod = node.pod("unseen");
+    let pod_id = cri.run_pod(&pod).await?;
+    let volume = node.dir().join("signals");
+    std::fs::create_dir(&volume)?;
+    let waits = "while [ ! -e /signals/go ]; do sleep 0.05; done; touch /signals/gone; exit 42";
+    let spec = ContainerSpec::shell("waits", &image, waits).with_mount(&volume, "/signals", false);
+    let id = cri.run(&pod_id, &spec, &pod).await?;
+
+    node.kill9().await?;
+    let before = nanoseconds();
+    std::fs::write(volume.join("go"), "")?;
+    while !volume.join("gone").try_exists()? {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // The process ends right after the file; its monitor writes the record meanwhile.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let after = nanoseconds();
+    node.restart().await?;
+    let status = node.cri().container(&id).await?;
+    assert_eq!((status.state(), status.exit_code), (ContainerState::ContainerExited, 42));
+    assert!(
+        before <= status.finished_at && status.finished_at <= after,
+        "{} {} {after}",
+        before,
+        status.finished_at
+    );
+    assert_eq!(node.cri().pod(&pod_id).await?.state(), PodSandboxState::SandboxReady);
+    node.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopping_and_removing_work_right_after_a_restart() -> Result {
+    let (mut node, registry) = Node::boot_with_registry().await?;
+    let pushed = registry.push(ImageBuilder::busybox(Media::Oci)?, "busybox", "1").await?;
+    let image = node.cri().pull(&pushed.reference).await?;
+    let pod = node.pod("brief");
+    let pod_id = node.cri().run_pod(&pod).await?;
+    let id = node.cri().run(&pod_id, &ContainerSpec::lasting("c", &image), &pod).await?;
+    node.kill9().await?;
+    node.restart().await?;
+    node.cri().stop(&id, 5).await?;
+    assert_eq!(node.cri().container(&id).await?.exit_code, 0, "it ended by the signal, not by the kill");
+    node.kill9().await?;
+    node.restart().await?;
+    assert_eq!(node.cri().container(&id).await?.exit_code, 0);
+    node.cri().stop_pod(&pod_id).await?;
+    node.kill9().await?;
+    node.restart().await?;
+    assert_eq!(node.cri().pod(&pod_id).await?.state(), PodSandboxState::SandboxNotready);
+    node.cri().remove_pod(&pod_id).await?;
+    node.kill9().await?;
+    node.restart().await?;
+    assert_eq!(code_of(&node.cri().pod(&pod_id).await), Code::NotFound);
+    node.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_monitor_that_dies_is_noticed_and_its_pod_can_be_removed() -> Result {
+    let (node, registry) = Node::boot_with_registry().await?;
+    let cri = node.cri();
+    let pushed = registry.push(ImageBuilder::busybox(Media::Oci)?, "busybox", "1").await?;
+    let image = cri.pull(&pushed.reference).await?;
+    let pod = node.pod("orphaned");
+    let pod_id = cri.run_pod(&pod).await?;
+    let id = cri.run(&pod_id, &ContainerSpec::lasting("c", &image), &pod).await?;
+    node.machine().output("pkill", &["-KILL", "crimson-monitor"]).await?;
+    let noticed = async {
+        while cri.container(&id).await?.state() == ContainerState::ContainerRunning {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    tokio::time::timeout(Duration::from_secs(10), noticed).await??;
+    cri.stop_pod(&pod_id).await?;
+    cri.remove_pod(&pod_id).await?;
+    node.finish().await
+}
+
+/// The flow of a pod's whole life, killed at ten random moments. After each restart every id is complete or gone, the same
+/// flow goes through to its end, and nothing is left over. `CRIMSON_E2E_SEED` repeats a run.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_flow_survives_being_killed_at_any_moment() -> Result {
+    let (mut node, registry) = Node::boot_with_registry().await?;
+    let reference = registry.push(ImageBuilder::busybox(Media::Oci)?, "busybox", "1").await?.reference;
+    let seed = match std::env::var("CRIMSON_E2E_SEED") {
+        Ok(text) => text.parse()?,
+        Err(_) => u64::from(std::process::id()) ^ u64::try_from(nanoseconds())?,
+    };
+    println!("CRIMSON_E2E_SEED={seed}");
+    let mut random = seed;
+
+    let begun = tokio::time::Instant::now();
+    flow(&node.cri(), &Script::new(&node, &reference, 0)).await?;
+    let whole = begun.elapsed();
+    node.assert_nothing_leaked().await?;
+
+    for round in 1..=KILLS {
+        random = next_random(random);
+        let moment = whole.mul_f64((random >> 11) as f64 / (1_u64 << 53) as f64);
+        println!("round {round}: killed after {moment:?} of {whole:?}");
+        let script = Script::new(&node, &reference, round);
+        let running = tokio::spawn({
+            let (cri, script) = (node.cri(), script.clone());
+            async move { flow(&cri, &script).await }
+        });
+        tokio::time::sleep(moment).await;
+        node.kill9().await?;
+        // It was cut off, or the moment came after its end.
+        drop(running.await?);
+        node.restart().await?;
+        let cri = node.cri();
+        cri.version(VersionRequest::default()).await?;
+        everything_is_complete(&cri)
+            .await
+            .map_err(|error| error.context(format!("round {round}, seed {seed}")))?;
+        flow(&cri, &script)
+            .await
+            .map_err(|error| error.context(format!("round {round}, seed {seed}: again")))?;
+        node.assert_nothing_leaked()
+            .await
+            .map_err(|error| error.context(format!("round {round}, seed {seed}")))?;
+    }
+    node.finish().await
+}
+
+/// What one round works with.
+#[derive(Clone)]
+struct Script {
+    pod: e2e::PodSpec,
+    reference: String,
+}
+
+impl Script {
+    fn new(node: &Node, reference: &str, round: u32) -> Self {
+        Self { pod: node.pod(&format!("round{round}")), reference: reference.to_owned() }
+    }
+}
+
+/// pull → run → create → start → exec → stop → remove, written so that it goes through whatever an earlier, cut-off run of it
+/// has reached.
+async fn flow(cri: &Cri, script: &Script) -> Result {
+    let image = cri.pull(&script.reference).await?;
+    let pod_id = cri.run_pod(&script.pod).await?;
+    let id = cri.create(&pod_id, &ContainerSpec::lasting("c", &image), &script.pod).await?;
+    if cri.container(&id).await?.state() == ContainerState::ContainerCreated {
+        cri.start(&id).await?;
+    }
+    if cri.container(&id).await?.state() == ContainerState::ContainerRunning {
+        assert_eq!(cri.shell(&id, "echo here").await?, "here");
+    }
+    cri.stop(&id, 2).await?;
+    cri.remove(&id).await?;
+    cri.stop_pod(&pod_id).await?;
+    cri.remove_pod(&pod_id).await?;
+    cri.forget_image(&image).await?;
+    Ok(())
+}
+
+/// Every listed object answers for itself, in a state it can be in; ready pods work, and stopped ones are removed, since a
+/// pod that was being stopped cannot be asked for again.
+async fn everything_is_complete(cri: &Cri) -> Result {
+    for container in cri.all_containers().await? {
+        let status = cri.container(&container.id).await?;
+        let pod = cri.pod(&container.pod_sandbox_id).await?;
+        match status.state() {
+            ContainerState::ContainerRunning => assert_eq!(cri.shell(&container.id, "echo up").await?, "up"),
+            ContainerState::ContainerCreated => assert_eq!(status.started_at, 0),
+            ContainerState::ContainerExited => assert!(status.finished_at > 0, "{status:?}"),
+            ContainerState::ContainerUnknown => panic!("unknown after a restart: {status:?}"),
+        }
+        if status.state() == ContainerState::ContainerRunning {
+            assert_eq!(
+                pod.state(),
+                PodSandboxState::SandboxReady,
+                "a running container in a pod that is not ready"
+            );
+        }
+    }
+    for pod in cri.all_pods().await? {
+        let status = cri.pod(&pod.id).await?;
+        if status.state() == PodSandboxState::SandboxReady {
+            assert!(!cri.pod_ip(&pod.id).await?.is_empty(), "ready without an address");
+        } else {
+            cri.stop_pod(&pod.id).await?;
+            cri.remove_pod(&pod.id).await?;
+        }
+    }
+    for image in cri.all_images().await? {
+        assert!(image.size > 0 && cri.image(&image.id).await?.is_some(), "{image:?}");
+    }
+    Ok(())
+}
+
+fn nanoseconds() -> i64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or_default()
+}
+
+/// A step of splitmix64: enough to scatter ten moments, and the same everywhere for one seed.
+fn next_random(state: u64) -> u64 {
+    let mut z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
