@@ -8,7 +8,8 @@
 //! Promises:
 //! * every descriptor this crate makes is owned and closed on exec;
 //! * no Rust code runs between fork and exec;
-//! * a namespace is only ever entered by a thread that ends with the call, so no other code can find itself in it;
+//! * a namespace is only ever entered by a thread that ends with the call, so no other code can find itself in it; the one
+//!   exception, [`process::unshare_mount_namespace`], says whom it is for;
 //! * nothing here knows of pods, containers or images, and nothing keeps state between calls except the one signal pipe
 //!   of [`signals`].
 //!

@@ -16,6 +16,7 @@ mod tests {
     use std::path::Path;
     use std::process::Child;
 
+    use rustix::pipe::{PipeFlags, pipe_with};
     use rustix::thread::UnshareFlags;
 
     use super::*;
@@ -29,16 +30,41 @@ mod tests {
         dir
     }
 
-    fn pid_of(child: &Child) -> i32 {
-        i32::try_from(child.id()).unwrap()
+    /// A process that does not outlive its test, also when that fails.
+    struct Guarded(Child);
+
+    impl Guarded {
+        /// A test that starts a program at the same time may hold the file we have just written for another moment.
+        fn start(program: Program) -> Self {
+            let mut command = program.into_command().unwrap();
+            loop {
+                match command.spawn() {
+                    Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                        std::thread::yield_now()
+                    }
+                    child => return Self(child.unwrap()),
+                }
+            }
+        }
+
+        fn pid(&self) -> i32 {
+            i32::try_from(self.0.id()).unwrap()
+        }
+    }
+
+    impl Drop for Guarded {
+        fn drop(&mut self) {
+            self.0.kill().ok();
+            self.0.wait().ok();
+        }
     }
 
     /// Children of this thread from now on are in a pid namespace whose first process is pause.
-    fn start_as_init(dir: &Path) -> Child {
+    fn start_as_init(dir: &Path) -> Guarded {
         crate::thread::unshare(UnshareFlags::NEWPID).unwrap();
-        let child = Program::new(&dir.join("pause"), Path::new("/")).start().unwrap();
-        wait_until(|| waits(pid_of(&child)));
-        child
+        let pause = Guarded::start(Program::new(&dir.join("pause"), Path::new("/")));
+        wait_until(|| waits(pause.pid()));
+        pause
     }
 
     /// Asleep after its first system call: only the wait sleeps.
@@ -75,16 +101,19 @@ mod tests {
         for signal in [libc::SIGTERM, libc::SIGINT] {
             crate::thread::run("pid-namespace", || {
                 let mut pause = start_as_init(dir.path());
-                let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
-                let shell = Program::new(Path::new("/bin/sh"), Path::new("/")).stdout(writer);
-                let mut shell =
-                    shell.args(["-c", "(read line </proc/self/stat; sleep 0.05) & exit 0"]).start().unwrap();
-                assert!(shell.wait().unwrap().success());
-                assert_ne!(children(pid_of(&pause)), "", "the orphan is pause's child now");
-                File::from(reader).read_to_end(&mut Vec::new()).unwrap();
-                wait_until(|| children(pid_of(&pause)).is_empty());
-                crate::process::kill(pid_of(&pause), signal).unwrap();
-                let status = pause.wait().unwrap();
+                let (from_orphan, orphans_end) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+                let (orphans_start, to_orphan) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+                let shell = Program::new(Path::new("/bin/sh"), Path::new("/"))
+                    .stdin(orphans_start)
+                    .stdout(orphans_end);
+                let mut shell = Guarded::start(shell.args(["-c", "exec 3<&0; (read line <&3) & exit 0"]));
+                assert!(shell.0.wait().unwrap().success());
+                assert_ne!(children(pause.pid()), "", "the orphan is pause's child now");
+                drop(to_orphan);
+                File::from(from_orphan).read_to_end(&mut Vec::new()).unwrap();
+                wait_until(|| children(pause.pid()).is_empty());
+                crate::process::kill(pause.pid(), signal).unwrap();
+                let status = pause.0.wait().unwrap();
                 assert_eq!((status.code(), status.signal()), (Some(0), None));
             })
             .unwrap()
@@ -95,20 +124,19 @@ mod tests {
     #[test]
     fn it_takes_next_to_no_memory() {
         let dir = install();
-        let mut pauses: Vec<Child> = (0..4)
-            .map(|_| Program::new(&dir.path().join("pause"), Path::new("/")).start().unwrap())
-            .collect();
+        let program = || Program::new(&dir.path().join("pause"), Path::new("/"));
+        let mut pauses: Vec<Guarded> = (0..4).map(|_| Guarded::start(program())).collect();
         for pause in &pauses {
-            wait_until(|| waits(pid_of(pause)));
-            let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pause.id())).unwrap();
+            wait_until(|| waits(pause.pid()));
+            let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pause.pid())).unwrap();
             let line = rollup.lines().find(|line| line.starts_with("Pss:")).unwrap();
             let kib: u64 = line.split_ascii_whitespace().nth(1).unwrap().parse().unwrap();
             println!("pause {} bytes on disk, {line}", BINARY.len());
             assert!(kib <= 16, "{line}");
         }
         for pause in &mut pauses {
-            crate::process::kill(pid_of(pause), libc::SIGTERM).unwrap();
-            assert_eq!(pause.wait().unwrap().code(), Some(0));
+            crate::process::kill(pause.pid(), libc::SIGTERM).unwrap();
+            assert_eq!(pause.0.wait().unwrap().code(), Some(0));
         }
     }
 }

@@ -6,6 +6,7 @@
 
 use std::ffi::CString;
 use std::fmt::Write;
+use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -89,32 +90,39 @@ impl Layers {
         }
     }
 
-    /// A detached mount of the overlay; `None` when the kernel is too old to take the layers one at a time.
-    pub(crate) fn detached(&self) -> Result<Option<OwnedFd>, Errno> {
+    /// A detached mount of the overlay; `None` when the kernel is too old to take the layers one at a time. The error
+    /// carries what the kernel has to say about it.
+    pub(crate) fn detached(&self) -> io::Result<Option<OwnedFd>> {
         let config = match fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
             Ok(config) => config,
             Err(Errno::NOSYS) => return Ok(None),
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         };
+        self.configure(&config).map_err(|error| explain(&config, error))
+    }
+
+    fn configure(&self, config: &OwnedFd) -> Result<Option<OwnedFd>, Errno> {
         for (at, lower) in self.lowers.iter().enumerate() {
-            match fsconfig_set_string(&config, "lowerdir+", lower.option()) {
+            match fsconfig_set_string(config, "lowerdir+", lower.option()) {
                 Err(Errno::INVAL) if at == 0 => return Ok(None),
                 answer => answer?,
             }
         }
-        match &self.upper {
+        let attributes = match &self.upper {
             Some((upper, work)) => {
-                fsconfig_set_string(&config, "upperdir", upper.option())?;
-                fsconfig_set_string(&config, "workdir", work.option())?;
+                fsconfig_set_string(config, "upperdir", upper.option())?;
+                fsconfig_set_string(config, "workdir", work.option())?;
+                MountAttrFlags::empty()
             }
-            None => fsconfig_set_flag(&config, "ro")?,
-        }
-        // With an index, as some kernels have by default, no two overlays could share an upper directory's lower ones.
-        fsconfig_set_string(&config, "index", "off")?;
-        fsconfig_create(&config)?;
-        let readonly =
-            if self.upper.is_none() { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
-        fsmount(&config, FsMountFlags::FSMOUNT_CLOEXEC, readonly).map(Some)
+            None => {
+                fsconfig_set_flag(config, "ro")?;
+                MountAttrFlags::MOUNT_ATTR_RDONLY
+            }
+        };
+        // With an index, as some kernels have by default, layers could not be shared by overlays.
+        fsconfig_set_string(config, "index", "off")?;
+        fsconfig_create(config)?;
+        fsmount(config, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map(Some)
     }
 
     /// Mounts with one option string; works on every kernel this server supports.
@@ -136,17 +144,30 @@ impl Layers {
 }
 
 pub(crate) fn mount_at(layers: &Layers, target: &Path) -> Result<(), MountError> {
-    let failed = |e: Errno| MountError::new("mount overlay at", target, e);
+    let failed = |e: io::Error| MountError::new("mount overlay at", target, e);
     if let Some(only) = layers.single() {
         bind(only, target)?;
         return remount_readonly(target).inspect_err(|_| drop(unmount(target)));
     }
-    match layers.detached().map_err(failed)? {
-        Some(mount) => {
-            move_mount(&mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(failed)
-        }
-        None => layers.mount_by_options(target).map_err(failed),
+    let mounted = match layers.detached().map_err(failed)? {
+        Some(mount) => move_mount(&mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH),
+        None => layers.mount_by_options(target),
+    };
+    mounted.map_err(|e| failed(e.into()))
+}
+
+/// The error with the messages that the kernel keeps for whoever configures a filesystem: one for each read, beginning with
+/// a letter for its severity.
+fn explain(config: &OwnedFd, error: Errno) -> io::Error {
+    let mut text = io::Error::from(error).to_string();
+    let mut message = [0; 512];
+    while let Ok(length @ 1..) = rustix::io::read(config, &mut message) {
+        let line = String::from_utf8_lossy(message.get(..length).unwrap_or_default());
+        let line = line.trim_end();
+        text.push_str("; kernel: ");
+        text.push_str(line.get(2..).unwrap_or(line));
     }
+    io::Error::new(error.kind(), text)
 }
 
 #[cfg(test)]
@@ -293,6 +314,15 @@ mod tests {
             assert_eq!(list().unwrap().len(), before);
         })
         .unwrap();
+    }
+
+    #[test]
+    fn the_kernels_own_words_are_in_the_error() {
+        let config = fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC).unwrap();
+        let error = fsconfig_set_string(&config, "no-such-option", "x").unwrap_err();
+        let error = explain(&config, error);
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("kernel: overlay: Unknown parameter 'no-such-option'"), "{error}");
     }
 
     #[test]
