@@ -103,3 +103,6 @@ fn linux(
     }
     Ok(linux)
 }
+
+#[cfg(test)]
+mod tests;

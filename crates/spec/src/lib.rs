@@ -46,8 +46,9 @@ pub use place::{ContainerPlace, DeviceKind, ResolvedDevice, ResolvedMount, Sandb
 pub use process::process_spec;
 pub use request::{
     ContainerRequest, DeviceRequest, Dns, ImageMount, MountRequest, PidMode, PodKey, PortMapping,
-    Propagation, Protocol, SandboxRequest,
+    Propagation, Protocol, ResourcesUpdate, SandboxRequest,
 };
+pub use resources::linux_resources;
 pub use sandbox::sandbox_spec;
 pub use stop_signal::StopSignal;
 

@@ -13,7 +13,7 @@ mod sandbox;
 use std::path::PathBuf;
 
 pub(crate) use checks::clean_absolute;
-pub use container::ContainerRequest;
+pub use container::{ContainerRequest, ResourcesUpdate};
 pub use mount::{ImageMount, MountRequest, Propagation};
 pub use sandbox::SandboxRequest;
 
@@ -100,3 +100,6 @@ pub struct DeviceRequest {
     /// Letters of `rwm`.
     pub permissions: String,
 }
+
+#[cfg(test)]
+mod tests;

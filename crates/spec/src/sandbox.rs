@@ -1,6 +1,7 @@
 //! The spec of a pod's pause process: it holds the pod's namespaces and does nothing else, so it has no capability, no
 //! way to gain one, a read-only root and a user of its own.
 
+use oci_spec::image::Config;
 use oci_spec::runtime::{Linux, LinuxResources, LinuxSeccomp, Process, Root, Spec};
 
 use crate::error::SpecError;
@@ -40,7 +41,7 @@ fn hostname(request: &SandboxRequest) -> Option<String> {
 }
 
 fn pause(request: &SandboxRequest, facts: &NodeFacts, place: &SandboxPlace) -> Result<Process, SpecError> {
-    let mut pause = process::bare(place.command.clone(), process::user(&identity(request, place)?));
+    let mut pause = process::bare(command(place)?, process::user(&identity(request, place)?));
     pause
         .set_capabilities(Some(capabilities::none()))
         .set_oom_score_adj(Some(facts.clamp_oom(cri_defaults::PAUSE_OOM_SCORE_ADJ)));
@@ -50,6 +51,18 @@ fn pause(request: &SandboxRequest, facts: &NodeFacts, place: &SandboxPlace) -> R
         pause.set_selinux_label(place.selinux.as_ref().map(|labels| labels.process.clone()));
     }
     Ok(pause)
+}
+
+/// The place's command, else the pause image's own.
+fn command(place: &SandboxPlace) -> Result<Vec<String>, SpecError> {
+    if !place.command.is_empty() {
+        return Ok(place.command.clone());
+    }
+    let image = place.image.as_ref().and_then(|image| image.config().as_ref());
+    let part = |part: fn(&Config) -> &Option<Vec<String>>| image.and_then(|image| part(image).clone());
+    let command =
+        [part(Config::entrypoint).unwrap_or_default(), part(Config::cmd).unwrap_or_default()].concat();
+    if command.is_empty() { Err(SpecError::NoCommand { image: "pause".to_owned() }) } else { Ok(command) }
 }
 
 /// The request's user, else the pause image's if it is a number, else nobody's.
@@ -101,3 +114,6 @@ fn seccomp(
         profile => profile.filter(place.seccomp_profile.as_deref(), &capabilities::none(), facts),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -58,7 +58,7 @@ pub(crate) fn check<'a>(
             None => return refused("no namespace of a pod holds it"),
             Some(Holder::Ipc) if host_ipc => return refused("the pod uses the node's IPC namespace"),
             Some(Holder::Network) if host_network => return refused("the pod uses the node's network"),
-            Some(_) if dotted.split('.').any(|part| part.is_empty() || part.contains("..")) => {
+            Some(_) if dotted.split(['.', '/']).any(str::is_empty) => {
                 return refused("it is not a parameter name");
             }
             Some(_) => {}

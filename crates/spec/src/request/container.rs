@@ -214,16 +214,28 @@ impl ContainerRequest {
         if self.privileged() { None } else { self.seccomp().localhost() }
     }
 
+    /// Name of the AppArmor profile that the daemon must find loaded on the node before it creates the container.
+    #[must_use]
+    pub fn apparmor_localhost(&self) -> Option<String> {
+        self.apparmor().ok()?.localhost().map(str::to_owned)
+    }
+
+    /// SELinux labels, given the category pair of the pod.
+    #[must_use]
+    pub fn selinux_labels(&self, pod_level: &str) -> selinux::SelinuxLabels {
+        selinux::labels(self.security().and_then(|context| context.selinux_options.as_ref()), pod_level)
+    }
+
     /// The request with changed resources: what the update leaves zero or empty stays as it was.
     ///
     /// # Errors
-    /// [`SpecError`] when a value of the update cannot be honoured.
-    pub fn with_resources(&self, update: &v1::LinuxContainerResources) -> Result<Self, SpecError> {
-        resources::check(Some(update))?;
+    /// [`SpecError`] when the values, old and new together, contradict each other.
+    pub fn with_resources(&self, update: &ResourcesUpdate) -> Result<Self, SpecError> {
         let mut changed = self.clone();
         let linux = changed.config.linux.get_or_insert_with(Default::default);
-        let present = linux.resources.take().unwrap_or_default();
-        linux.resources = Some(resources::merge(present, update));
+        let merged = resources::merge(linux.resources.take().unwrap_or_default(), &update.0);
+        resources::check(Some(&merged))?;
+        linux.resources = Some(merged);
         Ok(changed)
     }
 
@@ -247,6 +259,21 @@ impl ContainerRequest {
 
     pub(crate) fn security(&self) -> Option<&v1::LinuxContainerSecurityContext> {
         self.config.linux.as_ref()?.security_context.as_ref()
+    }
+}
+
+/// Checked values of an UpdateContainerResources call.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ResourcesUpdate(v1::LinuxContainerResources);
+
+impl ResourcesUpdate {
+    /// Checks the values.
+    ///
+    /// # Errors
+    /// [`SpecError`] naming the first value that cannot be honoured.
+    pub fn parse(resources: v1::LinuxContainerResources) -> Result<Self, SpecError> {
+        resources::check(Some(&resources))?;
+        Ok(Self(resources))
     }
 }
 

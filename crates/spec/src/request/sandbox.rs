@@ -208,6 +208,12 @@ impl SandboxRequest {
         self.seccomp().localhost()
     }
 
+    /// SELinux labels of the pause process, given the category pair of the pod.
+    #[must_use]
+    pub fn selinux_labels(&self, pod_level: &str) -> selinux::SelinuxLabels {
+        selinux::labels(self.security().and_then(|context| context.selinux_options.as_ref()), pod_level)
+    }
+
     pub(crate) fn seccomp(&self) -> seccomp::Profile {
         let context = self.security();
         seccomp::Profile::of(
