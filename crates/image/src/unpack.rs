@@ -1,0 +1,203 @@
+//! Unpacks one layer's archive into a directory that overlay can use as a lower layer.
+//!
+//! Owns the meaning of entries: replacement (the last entry of a name wins), whiteouts, metadata, hard links, devices.
+//! Where names lead is the business of [`tree`], which never leaves the layer's directory.
+//!
+//! Promises:
+//! * Nothing outside the directory is made, changed or read. Names above the root are refused; absolute names and
+//!   symbolic links are taken relative to the root.
+//! * Whiteouts hide what lower layers have, never what this layer itself has, in whatever order the entries come.
+//! * Attributes by which overlay itself works cannot come from an archive.
+//! * An error names the entry. The caller throws the directory away then.
+//!
+//! Each layer unpacks alone, so that layers can be unpacked side by side and shared by their diff id. A directory that
+//! an archive uses but does not hold is therefore made 0755 root:root, as Docker's overlay2 makes it.
+
+mod node;
+mod tree;
+mod whiteout;
+
+use std::collections::HashMap;
+use std::io::{self, Read};
+use std::os::fd::OwnedFd;
+
+use crate::tar::{Archive, Entry, Kind, TarError};
+use tree::{Name, Tree};
+
+/// A layer's archive cannot be unpacked.
+#[derive(Debug, thiserror::Error)]
+pub enum UnpackError {
+    /// One entry is malformed, hostile, or cannot be written.
+    #[error("entry {entry:?}")]
+    Entry {
+        /// The entry's name, as far as it is text.
+        entry: String,
+        /// What is wrong with it.
+        #[source]
+        problem: EntryError,
+    },
+    /// The archive itself is malformed.
+    #[error("after entry {after:?}")]
+    Archive {
+        /// The last entry that was read, empty before the first.
+        after: String,
+        /// What is wrong.
+        #[source]
+        problem: TarError,
+    },
+}
+
+/// What is wrong with one entry.
+#[derive(Debug, thiserror::Error)]
+pub enum EntryError {
+    /// The name leads above the root.
+    #[error("the name points outside of the image")]
+    Outside,
+    /// The name cannot be a file's name.
+    #[error("the name {0}")]
+    Name(&'static str),
+    /// The target of a hard link leads above the root.
+    #[error("the hard link's target {0:?} points outside of the image")]
+    LinkOutside(String),
+    /// The target of a hard link is not in this layer, or cannot be linked to.
+    #[error("the hard link's target {target:?} cannot be linked to")]
+    LinkTarget {
+        /// The target as the archive says it.
+        target: String,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// A parent of the entry is a file.
+    #[error("a parent of the entry is not a directory")]
+    NotADirectory,
+    /// Directories are nested deeper than any real image needs.
+    #[error("directories are nested too deeply")]
+    TooDeep,
+    /// The entry's data cannot be read from the archive.
+    #[error("the data cannot be read")]
+    Data(#[source] TarError),
+    /// A file operation failed.
+    #[error("{op} failed")]
+    Io {
+        /// What was being done.
+        op: &'static str,
+        /// The kernel's answer.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl UnpackError {
+    /// The failure of the stream beneath the archive or of the disk, if it is one of those.
+    pub(crate) fn io(&self) -> Option<&io::Error> {
+        match self {
+            Self::Entry { problem: EntryError::Io { source, .. }, .. }
+            | Self::Entry { problem: EntryError::Data(TarError::Read(source)), .. }
+            | Self::Archive { problem: TarError::Read(source), .. } => Some(source),
+            _ => None,
+        }
+    }
+
+    /// Whether corrupt bytes could have caused this, rather than a file operation.
+    pub(crate) fn is_of_content(&self) -> bool {
+        !matches!(self, Self::Entry { problem: EntryError::Io { .. }, .. })
+    }
+}
+
+/// What an unpacked layer is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Unpacked {
+    /// Bytes and inodes that it takes on disk.
+    pub(crate) bytes: u64,
+    pub(crate) inodes: u64,
+    /// Whether it hides everything below it.
+    pub(crate) opaque_root: bool,
+}
+
+/// A modification time: seconds and nanoseconds since the epoch.
+type Time = (i64, u32);
+
+struct Applier {
+    tree: Tree,
+    /// Directories made so far. Their times are set at the end, because every file made in one changes them.
+    directories: HashMap<Vec<u8>, Option<Time>>,
+    buffer: Vec<u8>,
+    total: Unpacked,
+    /// Something was replaced, so that adding up does not give the layer's usage.
+    replaced: bool,
+}
+
+/// Unpacks the archive in `input` into the empty directory `root`, and gives the reader back behind the archive.
+pub(crate) fn unpack<R: Read>(input: R, root: OwnedFd) -> Result<(Unpacked, R), UnpackError> {
+    let mut archive = Archive::new(input);
+    let mut applier = Applier::new(root);
+    let mut last = String::new();
+    loop {
+        let next =
+            archive.next_entry().map_err(|problem| UnpackError::Archive { after: last.clone(), problem })?;
+        let Some(entry) = next else { break };
+        last = String::from_utf8_lossy(&entry.path).into_owned();
+        applier
+            .apply(&entry, &mut archive)
+            .map_err(|problem| UnpackError::Entry { entry: last.clone(), problem })?;
+    }
+    let total = applier.finish().map_err(|problem| UnpackError::Entry { entry: "/".to_owned(), problem })?;
+    Ok((total, archive.into_inner()))
+}
+
+impl Applier {
+    fn new(root: OwnedFd) -> Self {
+        Self {
+            tree: Tree::new(root),
+            directories: HashMap::from([(Vec::new(), None)]),
+            buffer: vec![0; 128 << 10],
+            total: Unpacked::default(),
+            replaced: false,
+        }
+    }
+
+    fn apply<R: Read>(&mut self, entry: &Entry, archive: &mut Archive<R>) -> Result<(), EntryError> {
+        let Some(name) = Name::parse(&entry.path)? else {
+            return self.apply_root(entry);
+        };
+        if let Some(hidden) = whiteout::parse(&name.last)? {
+            return self.apply_whiteout(&name, &hidden);
+        }
+        match entry.kind {
+            Kind::Directory => self.make_directory(&name, entry),
+            Kind::HardLink => self.make_hard_link(&name, entry),
+            Kind::File => self.make_file(&name, entry, archive),
+            _ => self.make_special(&name, entry),
+        }
+    }
+
+    /// `./` carries the metadata of the image's root directory.
+    fn apply_root(&mut self, entry: &Entry) -> Result<(), EntryError> {
+        if entry.kind != Kind::Directory {
+            return Err(EntryError::Name("is the root's, but the entry is no directory"));
+        }
+        node::set_root_metadata(self.tree.root(), entry)?;
+        self.directories.insert(Vec::new(), Some(entry.mtime));
+        Ok(())
+    }
+
+    /// Sets the directories' times and adds up what they take.
+    fn finish(mut self) -> Result<Unpacked, EntryError> {
+        for (path, time) in std::mem::take(&mut self.directories) {
+            if let Some(time) = time {
+                self.tree.set_time(&path, time)?;
+            }
+            self.total.bytes += self.tree.bytes_of(&path)?;
+            self.total.inodes += 1;
+        }
+        if self.replaced {
+            (self.total.bytes, self.total.inodes) = node::measure(self.tree.root())?;
+        }
+        Ok(self.total)
+    }
+}
+
+fn io_error(op: &'static str) -> impl Fn(rustix::io::Errno) -> EntryError {
+    move |errno| EntryError::Io { op, source: errno.into() }
+}
