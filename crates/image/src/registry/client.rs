@@ -1,0 +1,251 @@
+//! One server's HTTP client: TLS as its configuration says, redirects without credentials.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, USER_AGENT};
+use hyper::{Method, Request, Response, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client as HyperClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+
+use super::Failure;
+use crate::error::ImageError;
+use crate::hosts::{Trust, is_loopback};
+
+const CONNECT_TIME: Duration = Duration::from_secs(5);
+const MAX_REDIRECTS: usize = 10;
+const AGENT: &str = concat!("crimson/", env!("CARGO_PKG_VERSION"));
+
+/// The system's certificate authorities, read when the first pull needs them.
+#[derive(Debug, Default)]
+pub(crate) struct Roots(OnceLock<RootCertStore>);
+
+impl Roots {
+    fn store(&self) -> RootCertStore {
+        self.0.get_or_init(load_system_roots).clone()
+    }
+}
+
+fn load_system_roots() -> RootCertStore {
+    let loaded = rustls_native_certs::load_native_certs();
+    for error in &loaded.errors {
+        tracing::warn!(op = "pull", error = %error, "some of the system's certificate authorities cannot be read");
+    }
+    let mut store = RootCertStore::empty();
+    store.add_parsable_certificates(loaded.certs);
+    store
+}
+
+#[derive(Clone)]
+pub(super) struct Client(HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>);
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Client")
+    }
+}
+
+impl Client {
+    pub(super) fn new(trust: &Trust, roots: &Roots) -> Result<Self, ImageError> {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(CONNECT_TIME));
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(tls_config(trust, roots)?)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(tcp);
+        Ok(Self(HyperClient::builder(TokioExecutor::new()).build(connector)))
+    }
+
+    /// GET, following redirects. `Authorization` goes to the first server only.
+    pub(super) async fn follow(
+        &self,
+        url: &str,
+        mut headers: HeaderMap,
+    ) -> Result<Response<Incoming>, Failure> {
+        let mut uri: Uri = parse_uri(url)?;
+        for _ in 0..=MAX_REDIRECTS {
+            let response = self.send(Method::GET, uri.clone(), headers.clone(), Bytes::new()).await?;
+            let Some(target) = redirect_target(&uri, &response)? else {
+                return Ok(response);
+            };
+            if origin(&target) != origin(&uri) {
+                headers.remove(AUTHORIZATION);
+            }
+            uri = target;
+        }
+        Err(Failure::Protocol(format!("more than {MAX_REDIRECTS} redirects")))
+    }
+
+    /// POST of a form. Redirects are not followed: the form holds a secret.
+    pub(super) async fn post_form(&self, url: &str, form: String) -> Result<Response<Incoming>, Failure> {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/x-www-form-urlencoded"));
+        self.send(Method::POST, parse_uri(url)?, headers, form.into()).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        uri: Uri,
+        mut headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Failure> {
+        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        let mut request = Request::new(Full::new(body));
+        *request.method_mut() = method;
+        *request.uri_mut() = uri;
+        *request.headers_mut() = headers;
+        self.0.request(request).await.map_err(|error| Failure::Unavailable(types::error::chain(&error)))
+    }
+}
+
+fn parse_uri(url: &str) -> Result<Uri, Failure> {
+    url.parse().map_err(|_| Failure::Protocol(format!("{url:?} is not a URL")))
+}
+
+/// Scheme, host and port: who is at the other end.
+fn origin(uri: &Uri) -> (Option<&str>, Option<&str>, Option<u16>) {
+    let default = if uri.scheme_str() == Some("https") { 443 } else { 80 };
+    (uri.scheme_str(), uri.host(), uri.port_u16().or(Some(default)))
+}
+
+/// Where the answer sends us; a way from HTTPS to HTTP is taken to loopback addresses only.
+fn redirect_target(from: &Uri, response: &Response<Incoming>) -> Result<Option<Uri>, Failure> {
+    if !matches!(response.status().as_u16(), 301 | 302 | 303 | 307 | 308) {
+        return Ok(None);
+    }
+    let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+    let location = location.ok_or_else(|| Failure::Protocol("a redirect without a target".to_owned()))?;
+    let target = absolute(from, location)?;
+    let downgrade = from.scheme_str() == Some("https") && target.scheme_str() != Some("https");
+    let local = target.authority().is_some_and(|authority| is_loopback(authority.as_str()));
+    if downgrade && !local {
+        return Err(Failure::Protocol("a redirect from HTTPS to HTTP".to_owned()));
+    }
+    Ok(Some(target))
+}
+
+fn absolute(from: &Uri, location: &str) -> Result<Uri, Failure> {
+    let scheme = from.scheme_str().unwrap_or("https");
+    let authority = from.authority().map_or("", |authority| authority.as_str());
+    if location.starts_with("http://") || location.starts_with("https://") {
+        parse_uri(location)
+    } else if location.starts_with("//") {
+        parse_uri(&format!("{scheme}:{location}"))
+    } else if location.starts_with('/') {
+        parse_uri(&format!("{scheme}://{authority}{location}"))
+    } else {
+        Err(Failure::Protocol(format!("a redirect to {location:?}")))
+    }
+}
+
+fn tls_config(trust: &Trust, roots: &Roots) -> Result<ClientConfig, ImageError> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| ImageError::store("setting TLS up", std::io::Error::other(error)))?;
+    if trust.skip_verify {
+        let verifier = Arc::new(TrustAnyone(provider));
+        return Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
+    }
+    let mut store = roots.store();
+    for path in &trust.ca {
+        add_authorities(&mut store, path)
+            .map_err(|error| ImageError::Hosts { path: path.clone(), source: error })?;
+    }
+    Ok(builder.with_root_certificates(store).with_no_client_auth())
+}
+
+fn add_authorities(
+    store: &mut RootCertStore,
+    path: &std::path::Path,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    for certificate in CertificateDer::pem_file_iter(path)? {
+        store.add(certificate?)?;
+    }
+    Ok(())
+}
+
+/// `skip_verify`: the operator asked for it in `hosts.toml`.
+#[derive(Debug)]
+struct TrustAnyone(Arc<CryptoProvider>);
+
+impl ServerCertVerifier for TrustAnyone {
+    fn verify_server_cert(
+        &self,
+        _: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signed,
+            &self.0.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn origins_differ_by_scheme_host_and_port() {
+        let same = |a: &str, b: &str| origin(&a.parse().unwrap()) == origin(&b.parse().unwrap());
+        assert!(same("https://a/x", "https://a:443/y"));
+        assert!(!same("https://a/x", "http://a/x"));
+        assert!(!same("https://a/x", "https://a.b/x"));
+        assert!(!same("http://a:1/", "http://a:2/"));
+    }
+
+    #[test]
+    fn relative_redirects_stay_on_the_server() {
+        let from: Uri = "https://a:5/b".parse().unwrap();
+        assert_eq!(absolute(&from, "/c?d").unwrap().to_string(), "https://a:5/c?d");
+        assert_eq!(absolute(&from, "//x/c").unwrap().to_string(), "https://x/c");
+        assert!(absolute(&from, "ftp://x").is_err());
+    }
+}
