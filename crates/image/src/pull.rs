@@ -1,0 +1,201 @@
+//! One pull, from the reference to the record.
+//!
+//! A pull is a tracked task that nobody's leaving stops; callers wait for its published result. Layers are fetched side
+//! by side, each by one task that downloads and one blocking thread that unpacks; of the same layer wanted by several
+//! pulls one fetches it and the others find it. When one layer fails the others are told to stop, and the pull ends only
+//! after all of them have.
+
+mod flight;
+mod layers;
+
+use std::sync::Arc;
+
+use types::{Digest, ImageId};
+
+use crate::auth::{Auth, Credentials};
+use crate::error::ImageError;
+use crate::images::{Shared, blocking};
+use crate::manifest::{self, Descriptor, Document, Manifest, ManifestError};
+use crate::platform::Platform;
+use crate::record::Layer;
+use crate::reference::Reference;
+use crate::registry::Session;
+use crate::store::{Ingest, NewImage, Pin};
+pub(crate) use flight::InFlight;
+pub(crate) use layers::LayerLocks;
+
+/// An index may hold an index, but nobody nests them deeper.
+const MAX_INDEX_DEPTH: usize = 3;
+
+/// What to pull.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct PullRequest {
+    /// The image, in any spelling that [`Reference::parse`] takes.
+    pub reference: String,
+    /// Credentials for its registry.
+    pub auth: Option<Auth>,
+    /// The platform to choose from an index; this machine's when absent.
+    pub platform: Option<Platform>,
+}
+
+/// A pull whose request made sense.
+#[derive(Debug)]
+struct Pull {
+    reference: Reference,
+    credentials: Credentials,
+    platform: Platform,
+}
+
+/// One platform's image, and the documents that led to it.
+struct Found {
+    /// The digest that the reference resolved to.
+    target: Digest,
+    digest: Digest,
+    manifest: Manifest,
+    documents: Vec<(Digest, Vec<u8>)>,
+}
+
+impl Pull {
+    fn new(request: &PullRequest) -> Result<Self, ImageError> {
+        let text = &request.reference;
+        let reference =
+            Reference::parse(text).map_err(|source| ImageError::Reference { text: text.clone(), source })?;
+        let credentials = request
+            .auth
+            .as_ref()
+            .map_or(Ok(Credentials::Anonymous), |auth| auth.for_registry(reference.registry()));
+        let credentials = credentials
+            .map_err(|source| ImageError::Credentials { reference: reference.to_string(), source })?;
+        Ok(Self { reference, credentials, platform: request.platform.clone().unwrap_or_else(Platform::host) })
+    }
+
+    fn unsupported(&self, error: &ManifestError) -> ImageError {
+        ImageError::Unsupported { reference: self.reference.to_string(), detail: error.to_string() }
+    }
+}
+
+impl Shared {
+    async fn run_pull(self: &Arc<Self>, pull: Pull) -> Result<ImageId, ImageError> {
+        let pull = Arc::new(pull);
+        let session = Arc::new(self.session(&pull).await?);
+        let found = find(&pull, &session).await?;
+        let id = ImageId(found.manifest.config.digest.clone());
+        if self.add_name(&pull, &id, &found.target).await? {
+            return Ok(id);
+        }
+        let config = session.small_blob(&found.manifest.config, manifest::MAX_CONFIG).await?;
+        let layers = layers_of(&pull, &found.manifest, &config)?;
+        let result = self.fetch_and_commit(&pull, &session, found, config, layers).await;
+        if result.is_err() {
+            let store = Arc::clone(&self.store);
+            blocking(&self.tasks, move || {
+                store.collect_garbage();
+                Ok(())
+            })
+            .await?;
+        }
+        result
+    }
+
+    /// Reads the registry's configuration and the certificates it names.
+    async fn session(self: &Arc<Self>, pull: &Arc<Pull>) -> Result<Session, ImageError> {
+        let (shared, pull) = (Arc::clone(self), Arc::clone(pull));
+        blocking(&self.tasks, move || {
+            let directory = shared.registry_config_dir.as_deref();
+            let endpoints = crate::hosts::endpoints(pull.reference.registry(), directory)?;
+            Session::new(&pull.reference, endpoints, &pull.credentials, &shared.roots)
+        })
+        .await
+    }
+
+    async fn add_name(&self, pull: &Arc<Pull>, id: &ImageId, target: &Digest) -> Result<bool, ImageError> {
+        let (store, pull) = (Arc::clone(&self.store), Arc::clone(pull));
+        let (id, target) = (id.clone(), target.clone());
+        blocking(&self.tasks, move || store.add_name(&id, &pull.reference, &target)).await
+    }
+
+    async fn fetch_and_commit(
+        self: &Arc<Self>,
+        pull: &Arc<Pull>,
+        session: &Arc<Session>,
+        found: Found,
+        config: Vec<u8>,
+        layers: Vec<Layer>,
+    ) -> Result<ImageId, ImageError> {
+        let store = Arc::clone(&self.store);
+        let ingest = Arc::new(blocking(&self.tasks, move || store.ingest()).await?);
+        let pins = self.fetch_layers(pull, session, &ingest, &layers).await;
+        let store = Arc::clone(&self.store);
+        let pull = Arc::clone(pull);
+        blocking(&self.tasks, move || commit(&store, &pull, found, config, layers, &ingest, pins)).await
+    }
+}
+
+fn commit(
+    store: &crate::store::Store,
+    pull: &Pull,
+    found: Found,
+    config: Vec<u8>,
+    layers: Vec<Layer>,
+    ingest: &Ingest,
+    pins: Result<Vec<Pin>, ImageError>,
+) -> Result<ImageId, ImageError> {
+    let _pins = pins?;
+    let mut blobs = found.documents;
+    blobs.push((found.manifest.config.digest.clone(), config));
+    let image = NewImage {
+        reference: pull.reference.clone(),
+        target: found.target,
+        blobs,
+        manifest: found.digest,
+        size: found.manifest.size(),
+        config: found.manifest.config.digest,
+        layers,
+    };
+    store.commit_image(image, ingest)
+}
+
+/// Follows indexes to this platform's manifest.
+async fn find(pull: &Pull, session: &Session) -> Result<Found, ImageError> {
+    let (target, bytes) = session.resolve().await?;
+    let mut documents = vec![(target.clone(), bytes)];
+    for _ in 0..=MAX_INDEX_DEPTH {
+        let Some((digest, bytes)) = documents.last() else { break };
+        match Document::parse(bytes).map_err(|error| pull.unsupported(&error))? {
+            Document::Image(manifest) => {
+                return Ok(Found { target, digest: digest.clone(), manifest, documents });
+            }
+            Document::Index(entries) => {
+                let chosen = choose(pull, &entries)?;
+                let bytes = session.manifest(&chosen.digest).await?;
+                documents.push((chosen.digest.clone(), bytes));
+            }
+        }
+    }
+    Err(pull.unsupported(&ManifestError::Malformed("indexes are nested too deeply".to_owned())))
+}
+
+fn choose<'a>(pull: &Pull, entries: &'a [Descriptor]) -> Result<&'a Descriptor, ImageError> {
+    manifest::choose(entries, &pull.platform).ok_or_else(|| ImageError::NoPlatform {
+        reference: pull.reference.to_string(),
+        platform: pull.platform.to_string(),
+    })
+}
+
+/// Pairs the manifest's blobs with the config's diff ids.
+fn layers_of(pull: &Pull, manifest: &Manifest, config: &[u8]) -> Result<Vec<Layer>, ImageError> {
+    let malformed = |detail: String| pull.unsupported(&ManifestError::Malformed(detail));
+    let config = crate::store::parse_config(config)
+        .map_err(|error| malformed(format!("its config cannot be read: {error}")))?;
+    let diff_ids = config.rootfs().diff_ids();
+    if diff_ids.len() != manifest.layers.len() {
+        let (layers, ids) = (manifest.layers.len(), diff_ids.len());
+        return Err(malformed(format!("it has {layers} layers and {ids} diff ids")));
+    }
+    let pair = |(blob, diff_id): (&Descriptor, &String)| {
+        let diff_id = diff_id.parse().map_err(|error: types::DigestError| malformed(error.to_string()))?;
+        let Descriptor { media_type, digest, size, .. } = blob.clone();
+        Ok(Layer { diff_id, digest, size, media_type })
+    };
+    manifest.layers.iter().zip(diff_ids).map(pair).collect()
+}

@@ -1,0 +1,119 @@
+//! Leases: what a container needs of an image stays until the container lets go of it.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use oci_spec::image::ImageConfiguration;
+use types::{Digest, ImageId};
+
+use super::format::{self, LeaseFile};
+use super::{State, Store, layout};
+use crate::error::ImageError;
+use crate::record::{Rootfs, chain_id};
+
+const MAX_OWNER: usize = 128;
+
+impl Store {
+    pub(crate) fn lease(&self, owner: &str, image: &ImageId) -> Result<Rootfs, ImageError> {
+        check_owner(owner)?;
+        let mut state = self.state();
+        if let Some(lease) = state.leases.get(owner).filter(|lease| lease.image == *image) {
+            return self.rootfs(&state, lease);
+        }
+        let stored = state.images.get(image).ok_or_else(|| ImageError::Unknown(image.to_string()))?;
+        let lease = LeaseFile::new(&stored.file);
+        let rootfs = self.rootfs(&state, &lease)?;
+        self.save_lease(&mut state, owner, lease)?;
+        Ok(rootfs)
+    }
+
+    pub(crate) fn release(&self, owner: &str) -> Result<(), ImageError> {
+        check_owner(owner)?;
+        let trash = {
+            let mut state = self.state();
+            if !state.leases.contains_key(owner) {
+                return Ok(());
+            }
+            let path = self.layout.leases.join(owner);
+            remove_if_there(&path)
+                .map_err(|e| ImageError::store(format!("releasing the lease of {owner}"), e))?;
+            state.files.remove(&path);
+            let Some(lease) = state.leases.remove(owner) else { return Ok(()) };
+            // While the image is stored its layers stay anyway.
+            let is_stored = state.images.contains_key(&lease.image);
+            let trash = if is_stored { super::collect::Trash::default() } else { self.collect(&mut state) };
+            self.publish_usage(&state);
+            trash
+        };
+        trash.delete();
+        Ok(())
+    }
+
+    pub(crate) fn leases(&self) -> Vec<String> {
+        self.state().leases.keys().cloned().collect()
+    }
+
+    fn save_lease(&self, state: &mut State, owner: &str, lease: LeaseFile) -> Result<(), ImageError> {
+        let path = self.layout.leases.join(owner);
+        let staged = self.layout.ingest.join(self.next_name("lease"));
+        let written = layout::write(&staged, &format::to_json(&lease)?);
+        if let Err(error) = written.and_then(|()| layout::rename(&staged, &path)) {
+            layout::delete(&staged);
+            return Err(error);
+        }
+        state.note_file(&path);
+        state.leases.insert(owner.to_owned(), lease);
+        self.publish_usage(state);
+        Ok(())
+    }
+
+    fn rootfs(&self, state: &State, lease: &LeaseFile) -> Result<Rootfs, ImageError> {
+        Ok(Rootfs {
+            layers: self.lower_directories(state, &lease.layers)?,
+            config: self.config_of(state, &lease.image)?,
+            id: lease.image.clone(),
+            chain_id: chain_id(&lease.layers),
+        })
+    }
+
+    fn config_of(&self, state: &State, image: &ImageId) -> Result<Arc<ImageConfiguration>, ImageError> {
+        match state.images.get(image) {
+            Some(stored) => Ok(Arc::clone(&stored.config)),
+            None => self.layout.load_config(image),
+        }
+    }
+
+    /// Topmost first. Overlay refuses a directory named twice; of a layer that an image has twice the upper one hides
+    /// the lower one entirely, so that it alone counts.
+    fn lower_directories(&self, state: &State, lowest_first: &[Digest]) -> Result<Vec<PathBuf>, ImageError> {
+        let mut seen = HashSet::new();
+        let mut directories = Vec::new();
+        for diff_id in lowest_first.iter().rev().filter(|diff_id| seen.insert(*diff_id)) {
+            let layer = state.layers.get(diff_id).ok_or_else(|| ImageError::Unknown(diff_id.to_string()))?;
+            directories.push(self.layout.layer_root(&layer.directory));
+            if layer.unpacked.opaque_root {
+                break;
+            }
+        }
+        if directories.is_empty() {
+            directories.push(self.layout.empty.clone());
+        }
+        Ok(directories)
+    }
+}
+
+fn check_owner(owner: &str) -> Result<(), ImageError> {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
+    let good =
+        !owner.is_empty() && !owner.starts_with('.') && owner.len() <= MAX_OWNER && owner.bytes().all(plain);
+    if good { Ok(()) } else { Err(ImageError::Owner(owner.to_owned())) }
+}
+
+fn remove_if_there(path: &std::path::Path) -> std::io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        result => result,
+    }
+}
