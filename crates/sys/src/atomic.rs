@@ -65,7 +65,7 @@ pub fn create_dir_all(path: &Path, mode: u32) -> Result<(), FileError> {
     missing.iter().rev().try_for_each(|directory| sync_directory(parent_of(directory)))
 }
 
-/// Whether a directory entry is what a crashed [`write`] left behind.
+/// Whether a directory entry is what a crashed [`write()`] left behind.
 #[must_use]
 pub fn is_temporary(name: &OsStr) -> bool {
     name.as_bytes().starts_with(b".") && name.as_bytes().ends_with(TEMPORARY_SUFFIX.as_bytes())

@@ -90,7 +90,7 @@ impl Program {
         self
     }
 
-    /// Sets a variable of its environment. Those of [the list](self) are left out.
+    /// Sets a variable of its environment. What systemd says to this process only is left out.
     #[must_use]
     pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         if !is_never_passed(name.as_ref()) {
