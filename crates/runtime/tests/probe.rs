@@ -1,5 +1,6 @@
 //! Trying runtimes out on this very host, and runtimes that misbehave.
 #![cfg(feature = "probe")]
+#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};

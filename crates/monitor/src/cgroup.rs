@@ -1,0 +1,198 @@
+//! A container's cgroup: who is in it, how to end them all, and whether the kernel's OOM killer struck.
+//!
+//! The path is read from the init right after create. A directory counts as the container's own only if it holds the
+//! init and nothing else at that moment, so that a runtime without cgroups can never make us kill our neighbours.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Where the host's cgroup hierarchies are mounted.
+#[derive(Debug, Default)]
+pub(crate) struct Hierarchies(Vec<Hierarchy>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Hierarchy {
+    unified: bool,
+    /// The mount's options; those of a v1 hierarchy name its controllers.
+    options: String,
+    /// The part of the hierarchy that is mounted.
+    root: PathBuf,
+    point: PathBuf,
+}
+
+/// What is known of a container's cgroup; nothing, for a runtime that makes none.
+#[derive(Debug, Default)]
+pub(crate) struct Cgroup {
+    own: Option<PathBuf>,
+    /// The file that counts OOM kills, and its count at the beginning.
+    oom: Option<(PathBuf, u64)>,
+}
+
+impl Hierarchies {
+    pub(crate) fn read() -> Self {
+        let mounts = sys::mount::list().unwrap_or_default();
+        let cgroups =
+            mounts.into_iter().filter(|mount| mount.fstype == "cgroup" || mount.fstype == "cgroup2");
+        Self(
+            cgroups
+                .map(|mount| Hierarchy {
+                    unified: mount.fstype == "cgroup2",
+                    options: mount.options,
+                    root: mount.root,
+                    point: mount.mount_point,
+                })
+                .collect(),
+        )
+    }
+
+    /// The directory of a path that `/proc/<pid>/cgroup` tells.
+    fn directory(&self, controllers: &str, path: &str) -> Option<PathBuf> {
+        let first = controllers.split(',').next().unwrap_or_default();
+        let hierarchy = self.0.iter().find(|hierarchy| {
+            hierarchy.unified == controllers.is_empty()
+                && (hierarchy.unified || hierarchy.options.split(',').any(|option| option == first))
+        })?;
+        let inside = Path::new(path);
+        let inside = inside.strip_prefix(&hierarchy.root).or_else(|_| inside.strip_prefix("/")).ok()?;
+        Some(hierarchy.point.join(inside))
+    }
+}
+
+/// The lines of `/proc/<pid>/cgroup` as controllers and path, the likeliest to tell containers apart first.
+fn memberships(text: &str) -> Vec<(&str, &str)> {
+    const PREFERRED: [&str; 5] = ["", "pids", "memory", "devices", "freezer"];
+    let mut lines: Vec<(&str, &str)> =
+        text.lines().filter_map(|line| line.split_once(':')?.1.split_once(':')).collect();
+    lines.sort_by_key(|(controllers, _)| {
+        PREFERRED
+            .iter()
+            .position(|preferred| controllers.split(',').any(|c| c == *preferred))
+            .unwrap_or(PREFERRED.len())
+    });
+    lines
+}
+
+impl Cgroup {
+    /// The cgroup of a container whose init was just made.
+    pub(crate) fn of_init(pid: i32, hierarchies: &Hierarchies) -> Self {
+        let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        let dirs: Vec<PathBuf> = memberships(&text)
+            .into_iter()
+            .filter_map(|(controllers, path)| hierarchies.directory(controllers, path))
+            .filter(|dir| members(dir) == [pid])
+            .collect();
+        let oom = dirs.iter().flat_map(|dir| [dir.join("memory.events"), dir.join("memory.oom_control")]);
+        let oom =
+            oom.filter_map(|file| Some((oom_kills(&file)?, file))).map(|(count, file)| (file, count)).next();
+        Self { own: dirs.into_iter().next(), oom }
+    }
+
+    /// Kills everything in it. Returns whether something may be left: call again later.
+    pub(crate) fn kill(&self) -> bool {
+        /// The number of SIGKILL.
+        const KILL: i32 = 9;
+        let Some(dir) = &self.own else { return false };
+        if all_members(dir).is_empty() {
+            return false;
+        }
+        if fs::write(dir.join("cgroup.kill"), "1").is_err() {
+            self.signal(KILL);
+        }
+        true
+    }
+
+    /// Signals every process in it.
+    pub(crate) fn signal(&self, signal: i32) {
+        for pid in self.own.as_deref().map(all_members).unwrap_or_default() {
+            // One that has ended meanwhile needs no signal.
+            sys::process::kill(pid, signal).ok();
+        }
+    }
+
+    /// Whether its processes can be told from others.
+    pub(crate) fn is_known(&self) -> bool {
+        self.own.is_some()
+    }
+
+    /// Whether the OOM killer struck since the beginning.
+    pub(crate) fn oom_killed(&self) -> bool {
+        self.oom.as_ref().is_some_and(|(file, before)| oom_kills(file).is_some_and(|now| now > *before))
+    }
+}
+
+fn oom_kills(file: &Path) -> Option<u64> {
+    let text = fs::read_to_string(file).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+}
+
+fn members(dir: &Path) -> Vec<i32> {
+    let text = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    text.lines().filter_map(|line| line.parse().ok()).collect()
+}
+
+/// With those of the cgroups below, which a container may make for itself.
+fn all_members(dir: &Path) -> Vec<i32> {
+    let mut pids = members(dir);
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            pids.extend(all_members(&entry.path()));
+        }
+    }
+    pids
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hierarchies() -> Hierarchies {
+        let hierarchy = |unified, options: &str, root: &str, point: &str| Hierarchy {
+            unified,
+            options: options.to_owned(),
+            root: root.into(),
+            point: point.into(),
+        };
+        Hierarchies(vec![
+            hierarchy(false, "rw,relatime,cpu,cpuacct", "/", "/c/cpu"),
+            hierarchy(false, "rw,relatime,memory", "/docker/x", "/c/memory"),
+            hierarchy(true, "rw", "/", "/c/unified"),
+        ])
+    }
+
+    #[test]
+    fn paths_are_found_below_the_mount_of_their_hierarchy() {
+        let hierarchies = hierarchies();
+        let directory = |controllers: &str, path: &str| hierarchies.directory(controllers, path);
+        assert_eq!(directory("cpu,cpuacct", "/a/b"), Some("/c/cpu/a/b".into()));
+        assert_eq!(directory("memory", "/docker/x/y"), Some("/c/memory/y".into()));
+        assert_eq!(directory("", "/a"), Some("/c/unified/a".into()));
+        assert_eq!(directory("pids", "/a"), None);
+    }
+
+    #[test]
+    fn the_unified_hierarchy_comes_first_and_then_the_telling_ones() {
+        let text = "9:name=systemd:/s\n8:pids:/p\n4:memory:/m\n0::/u\n";
+        assert_eq!(memberships(text), [("", "/u"), ("pids", "/p"), ("memory", "/m"), ("name=systemd", "/s")]);
+    }
+
+    #[test]
+    fn a_cgroup_that_others_share_is_nobodys_own() {
+        let own = i32::try_from(std::process::id()).unwrap();
+        let cgroup = Cgroup::of_init(own, &Hierarchies::read());
+        assert!(!cgroup.is_known() || members(cgroup.own.as_ref().unwrap()) == [own]);
+        assert!(!Cgroup::default().kill());
+        assert!(!Cgroup::default().oom_killed());
+    }
+
+    #[test]
+    fn oom_kills_are_counted_in_either_form() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("memory.events");
+        std::fs::write(&file, "low 0\noom 3\noom_kill 2\noom_group_kill 0\n").unwrap();
+        assert_eq!(oom_kills(&file), Some(2));
+        let cgroup = Cgroup { own: None, oom: Some((file.clone(), 2)) };
+        assert!(!cgroup.oom_killed());
+        std::fs::write(&file, "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n").unwrap();
+        assert!(cgroup.oom_killed());
+    }
+}

@@ -1,0 +1,99 @@
+//! From the end of a container's init to its exit record.
+//!
+//! The order is the promise: everything that the container printed is in the log, nothing of it runs any more, the record
+//! is on disk; only then is it announced. Neither a process outside that holds the pipes open nor a full disk may
+//! put that off for ever, so each wait has an end.
+
+use std::time::{Duration, Instant};
+
+use crilog::Stream;
+use monitor_api::{Event, ExitRecord};
+use types::ContainerId;
+
+use crate::container::{Draining, End, Stage};
+use crate::report;
+use crate::server::Monitor;
+use crate::stdio::Pumped;
+
+/// How long output is awaited from those who hold a dead container's pipes.
+const DRAIN_LIMIT: Duration = Duration::from_secs(1);
+/// How often the cgroup is looked at while something in it has yet to die.
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// How often, and for how long, a record is tried that cannot be written. After that the daemon, which can keep it in memory
+/// too, is told nevertheless: a container that never ends would be worse.
+const WRITE_EVERY: Duration = Duration::from_millis(500);
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Buffers read from a dead container's stream at a time.
+const ROUNDS: u32 = 16;
+
+impl Monitor {
+    /// A container's init was reaped.
+    pub(crate) fn init_ended(&mut self, id: &ContainerId, end: End) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        container.pid = None;
+        if container.starting {
+            // The daemon must hear that it started first.
+            container.early_end = Some(end);
+            return;
+        }
+        let now = Instant::now();
+        container.stage =
+            Stage::Draining(Draining { end, until: now + DRAIN_LIMIT, look: now, unwritten: None });
+        self.kill_execs_of(id);
+        self.advance_drain(id);
+    }
+
+    /// Goes on with what is left of a container whose init has ended.
+    pub(crate) fn advance_drain(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let Stage::Draining(draining) = &mut container.stage else { return };
+        if draining.unwritten.is_some() {
+            return self.write_record(id);
+        }
+        let left = container.cgroup.kill();
+        let more = [Stream::Stdout, Stream::Stderr]
+            .map(|stream| container.streams.pump(stream, &mut self.buffer, ROUNDS) == Pumped::More)
+            .contains(&true);
+        let now = Instant::now();
+        if now < draining.until && (left || more || !container.streams.ended()) {
+            draining.look = if left || more { now + LOOK_EVERY } else { draining.until };
+            return;
+        }
+        let end = draining.end;
+        container.streams.finish(&mut self.buffer);
+        let record = container.exit_record(end);
+        if let Stage::Draining(draining) = &mut container.stage {
+            draining.unwritten = Some((record, now + WRITE_LIMIT));
+        }
+        self.write_record(id);
+    }
+
+    /// Writes the record and announces it, or tries again later.
+    fn write_record(&mut self, id: &ContainerId) {
+        let Some(container) = self.containers.get_mut(id) else { return };
+        let Stage::Draining(draining) = &mut container.stage else { return };
+        let Some((record, give_up_at)) = draining.unwritten.clone() else { return };
+        match save(&container.exit_file, &record) {
+            Ok(()) => self.announce(id, record),
+            Err(message) if Instant::now() >= give_up_at => {
+                report::line(&format!("{message}; the exit of container {id} is announced without it"));
+                self.announce(id, record);
+            }
+            Err(_) => draining.look = Instant::now() + WRITE_EVERY,
+        }
+    }
+
+    fn announce(&mut self, id: &ContainerId, record: ExitRecord) {
+        if let Some(container) = self.containers.get_mut(id) {
+            container.stage = Stage::Exited(record.clone());
+        }
+        self.connections.tell(&self.poller, &Event::Exited(record));
+        self.advance_deletion(id);
+    }
+}
+
+fn save(file: &std::path::Path, record: &ExitRecord) -> Result<(), String> {
+    let json = record.to_json().map_err(|error| types::error::chain(&error))?;
+    sys::atomic::write(file, &json, 0o600).map_err(|error| types::error::chain(&error))
+}

@@ -1,0 +1,329 @@
+//! The loop: waits for daemons, output, ended children and deadlines, and hands each to whom it concerns.
+//!
+//! All state is in [`Monitor`]; one thread owns it. Verbs stand in [`crate::lifecycle`], [`crate::exit`] and
+//! [`crate::exec`]; here is what they share.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use crilog::Stream;
+use monitor_api::codec::{self, MESSAGE_LIMIT};
+use monitor_api::{Refusal, RefusalKind, Reply, Request, VERSION};
+use rustix::net::SocketFlags;
+use sys::signals::{self, Signals};
+use types::{ContainerId, ExecId, SandboxId, Timestamp};
+
+use crate::args::Serve;
+use crate::cgroup::Hierarchies;
+use crate::connections::{Asker, Connections};
+use crate::container::{Container, End, Stage};
+use crate::exec::Exec;
+use crate::job::{Job, Jobs, Killed, Purpose};
+use crate::poller::{Poller, Ready, Source};
+use crate::report;
+use crate::stdio::Pumped;
+
+/// A reply; `None` when it comes later.
+pub(crate) type Answer = Result<Option<Reply>, Refusal>;
+
+/// Buffers read from a stream before others have their turn.
+const ROUNDS: u32 = 4;
+
+/// Everything.
+#[derive(Debug)]
+pub(crate) struct Monitor {
+    sandbox: SandboxId,
+    files: [PathBuf; 2],
+    pub(crate) poller: Poller,
+    signals: Signals,
+    listener: OwnedFd,
+    pub(crate) connections: Connections,
+    pub(crate) containers: BTreeMap<ContainerId, Container>,
+    pub(crate) execs: BTreeMap<ExecId, Exec>,
+    pub(crate) jobs: Jobs,
+    /// Children that ended while a runtime command was under way that may tell whose they were.
+    pub(crate) unclaimed: BTreeMap<i32, End>,
+    pub(crate) hierarchies: Hierarchies,
+    /// For messages and output alike.
+    pub(crate) buffer: Vec<u8>,
+    pub(crate) next_key: u32,
+    finished: bool,
+}
+
+/// Serves until told to end.
+pub(crate) fn run(serve: Serve) -> io::Result<()> {
+    let mut monitor = Monitor::new(serve)?;
+    while !monitor.finished {
+        monitor.turn()?;
+    }
+    monitor.files.iter().for_each(|file| drop(std::fs::remove_file(file)));
+    Ok(())
+}
+
+impl Monitor {
+    fn new(serve: Serve) -> io::Result<Self> {
+        sys::process::close_inherited_on_exec()?;
+        // A session of its own: what ends the daemon's terminal or process group does not end the pod. It fails for a group's
+        // leader, who has what is wanted already.
+        rustix::process::setsid().ok();
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        let listener = take_listener()?;
+        sys::process::set_subreaper(true)?;
+        let caught = [signals::CHILD, signals::TERMINATE, signals::INTERRUPT, signals::HANGUP];
+        let signals = Signals::catch(&caught)?;
+        let poller = Poller::new()?;
+        poller.add(&signals, Source::Signals)?;
+        poller.add(&listener, Source::Listener)?;
+        write_pid_file(&serve)?;
+        Ok(Self {
+            sandbox: serve.sandbox,
+            files: [serve.socket, serve.pid_file],
+            poller,
+            signals,
+            listener,
+            connections: Connections::default(),
+            containers: BTreeMap::new(),
+            execs: BTreeMap::new(),
+            jobs: Jobs::new(),
+            unclaimed: BTreeMap::new(),
+            hierarchies: Hierarchies::read(),
+            buffer: vec![0; MESSAGE_LIMIT],
+            next_key: 0,
+            finished: false,
+        })
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        let limit = self.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
+        for ready in self.poller.wait(limit.map(round_up))? {
+            self.handle(ready)?;
+        }
+        self.drop_execs_of_closed();
+        self.meet_deadlines(Instant::now());
+        Ok(())
+    }
+
+    fn handle(&mut self, ready: Ready) -> io::Result<()> {
+        match ready.source {
+            Source::Signals => self.take_signals(),
+            Source::Listener => self.accept(),
+            Source::Connection(key) => {
+                if ready.writable {
+                    self.connections.flush(&self.poller, key);
+                }
+                if ready.readable {
+                    self.receive(key);
+                }
+                Ok(())
+            }
+            Source::Output(key, stream) => {
+                self.pump(key, stream);
+                Ok(())
+            }
+        }
+    }
+
+    fn accept(&mut self) -> io::Result<()> {
+        match rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+            Ok(socket) => self.connections.add(socket, &self.poller),
+            // It went away again, or there are no descriptors for it now; the next turn tries again.
+            Err(_) => Ok(()),
+        }
+    }
+
+    fn receive(&mut self, key: u32) {
+        let Some((len, fds)) = self.connections.receive(key, &mut self.buffer) else { return };
+        let message = self.buffer.get(..len).unwrap_or_default();
+        match codec::decode::<Request>(message) {
+            Ok(request) => {
+                let asker = Asker { connection: key, seq: request.seq };
+                let answer = self.perform(asker, request.body, fds);
+                self.answer(asker, answer);
+            }
+            Err(error) => match codec::decode_seq(message) {
+                Ok(seq) => {
+                    let refusal = Refusal::new(RefusalKind::Unsupported, types::error::chain(&error));
+                    self.answer(Asker { connection: key, seq }, Err(refusal));
+                }
+                Err(_) => self.connections.close(key),
+            },
+        }
+    }
+
+    fn perform(&mut self, asker: Asker, request: Request, fds: Vec<OwnedFd>) -> Answer {
+        match request {
+            Request::Hello { .. } => Ok(Some(self.greeting())),
+            Request::Create(request) => self.create(asker, &request),
+            Request::Start { container } => self.start(asker, &container),
+            Request::Signal { container, signal, all } => self.signal(&container, signal, all),
+            Request::Exec(request) => self.exec(asker, request, fds),
+            Request::KillExec { exec } => self.kill_exec(&exec),
+            Request::Resize { container, exec, width, height } => {
+                self.resize(&container, exec.as_ref(), width, height)
+            }
+            Request::ReopenLog { container } => self.reopen_log(&container),
+            Request::Delete { container } => self.delete(asker, &container),
+            Request::List => {
+                Ok(Some(Reply::List(self.containers.values().filter_map(Container::state).collect())))
+            }
+            Request::Shutdown => self.shut_down(),
+        }
+    }
+
+    fn greeting(&self) -> Reply {
+        Reply::Hello { version: VERSION, pid: own_pid(), sandbox: self.sandbox.clone() }
+    }
+
+    fn shut_down(&mut self) -> Answer {
+        if !self.containers.is_empty() {
+            return Err(Refusal::new(RefusalKind::InvalidState, "the pod's monitor still has containers"));
+        }
+        self.finished = true;
+        Ok(Some(Reply::Done))
+    }
+
+    fn answer(&mut self, asker: Asker, answer: Answer) {
+        match answer {
+            Ok(Some(reply)) => self.reply(asker, &reply, None),
+            Ok(None) => {}
+            Err(refusal) => self.reply(asker, &Reply::Refused(refusal), None),
+        }
+    }
+
+    pub(crate) fn reply(&mut self, asker: Asker, reply: &Reply, fd: Option<OwnedFd>) {
+        self.connections.reply(&self.poller, asker, reply, fd);
+    }
+
+    fn pump(&mut self, key: u32, stream: Stream) {
+        let Some(container) = self.containers.values_mut().find(|container| container.key == key) else {
+            return;
+        };
+        let pumped = container.streams.pump(stream, &mut self.buffer, ROUNDS);
+        if pumped == Pumped::Ended && matches!(container.stage, Stage::Draining(_)) {
+            let id = container.id.clone();
+            self.advance_drain(&id);
+        }
+    }
+
+    fn take_signals(&mut self) -> io::Result<()> {
+        while let Some(signal) = self.signals.next()? {
+            match signal {
+                signals::CHILD => self.reap()?,
+                signals::TERMINATE if self.containers.is_empty() => self.finished = true,
+                signals::TERMINATE => report::line("SIGTERM is ignored while there are containers"),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes every child that has ended, orphans that nobody knows included.
+    fn reap(&mut self) -> io::Result<()> {
+        while let Some((pid, status)) = sys::process::wait_any_nonblocking()? {
+            self.child_ended(pid, End { status, at: Timestamp::now() });
+        }
+        if !self.jobs.values().any(Job::launches) {
+            self.unclaimed.clear();
+        }
+        Ok(())
+    }
+
+    fn child_ended(&mut self, pid: i32, end: End) {
+        if let Some(job) = self.jobs.remove(&pid) {
+            return self.job_ended(job, end);
+        }
+        let container = self.containers.values().find(|container| container.pid == Some(pid));
+        if let Some(id) = container.map(|container| container.id.clone()) {
+            return self.init_ended(&id, end);
+        }
+        if let Some(exec) = self.exec_with_pid(pid) {
+            return self.exec_ended(&exec, end);
+        }
+        if self.jobs.values().any(Job::launches) {
+            self.unclaimed.insert(pid, end);
+        }
+    }
+
+    fn job_ended(&mut self, mut job: Job, end: End) {
+        let mut printed = [0; 4096];
+        let creating = matches!(job.purpose, Purpose::Create { .. }) && !end.status.success();
+        let streams = self
+            .containers
+            .get_mut(&job.container)
+            .filter(|_| creating)
+            .map(|container| &mut container.streams);
+        let len = streams.map_or(0, |streams| streams.read_stderr(&mut printed));
+        let outcome = job.outcome(end.status, printed.get(..len).unwrap_or_default());
+        let id = &job.container;
+        match job.purpose {
+            Purpose::Create { asker, pid_file, console } => {
+                self.create_ended((asker, id), outcome, &pid_file, console)
+            }
+            Purpose::CleanUp { asker, refusal } => self.cleaned_up(asker, id, refusal),
+            Purpose::Start { asker, begun } => self.start_ended((asker, id), outcome, begun),
+            Purpose::Exec { asker, request, pid_file, console } => {
+                self.exec_begun((asker, request), outcome, &pid_file, console);
+            }
+            Purpose::Delete => self.delete_ended(id, outcome),
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let jobs = self.jobs.values().filter(|job| job.killed.is_none()).map(|job| job.deadline);
+        let looks = self.containers.values().filter_map(look_at);
+        jobs.chain(looks).min()
+    }
+
+    fn meet_deadlines(&mut self, now: Instant) {
+        for (pid, job) in self.jobs.iter_mut().filter(|(_, job)| job.deadline <= now) {
+            job.kill(*pid, Killed::TimedOut);
+        }
+        let due = self.containers.values().filter(|container| look_at(container).is_some_and(|at| at <= now));
+        let due: Vec<ContainerId> = due.map(|container| container.id.clone()).collect();
+        for id in due {
+            self.advance_drain(&id);
+            self.advance_deletion(&id);
+        }
+    }
+}
+
+/// When a container wants to be looked at.
+fn look_at(container: &Container) -> Option<Instant> {
+    let drain = match &container.stage {
+        Stage::Draining(draining) => Some(draining.look),
+        _ => None,
+    };
+    let deletion = container.deletion.as_ref().filter(|deletion| !deletion.under_way);
+    let force =
+        deletion.filter(|_| !matches!(container.stage, Stage::Creating)).map(|deletion| deletion.force_at);
+    drain.into_iter().chain(force).min()
+}
+
+/// So that the wait does not end a fraction too early, only to wait again.
+fn round_up(limit: Duration) -> Duration {
+    limit + Duration::from_micros(50)
+}
+
+/// The listening socket comes as stdin, which then becomes `/dev/null`.
+fn take_listener() -> io::Result<OwnedFd> {
+    let listener = rustix::io::fcntl_dupfd_cloexec(io::stdin().as_fd(), 3)?;
+    if !rustix::net::sockopt::socket_acceptconn(&listener)? {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "stdin is not a listening socket"));
+    }
+    rustix::io::ioctl_fionbio(&listener, true)?;
+    rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
+    Ok(listener)
+}
+
+fn write_pid_file(serve: &Serve) -> io::Result<()> {
+    let pid = own_pid();
+    let text = format!("{pid} {}\n", sys::pidfd::start_time(pid)?);
+    sys::atomic::write(&serve.pid_file, text.as_bytes(), 0o600).map_err(io::Error::other)
+}
+
+fn own_pid() -> i32 {
+    i32::try_from(std::process::id()).unwrap_or_default()
+}

@@ -1,0 +1,169 @@
+//! The standard streams of a container: pipes or a terminal, and the log they end in.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crilog::{LogWriter, Stream};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use rustix::io::Errno;
+use rustix::pipe::{PipeFlags, pipe_with};
+use types::Timestamp;
+
+use crate::poller::{Poller, Source};
+
+/// What the runtime's `create` gets as its own streams, and hands on to the container. `None` is `/dev/null`.
+#[derive(Debug, Default)]
+pub(crate) struct ChildStdio {
+    pub(crate) stdin: Option<OwnedFd>,
+    pub(crate) stdout: Option<OwnedFd>,
+    pub(crate) stderr: Option<OwnedFd>,
+}
+
+/// Our ends, and where the output goes.
+#[derive(Debug, Default)]
+pub(crate) struct Streams {
+    stdout: Option<OwnedFd>,
+    stderr: Option<OwnedFd>,
+    /// Kept open for attach.
+    stdin: Option<OwnedFd>,
+    /// The terminal's master is our stdout.
+    terminal: bool,
+    log: Option<LogWriter>,
+}
+
+/// Whether there may be more to read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pumped {
+    /// All that was there is written.
+    Drained,
+    /// There is more.
+    More,
+    /// The stream has ended.
+    Ended,
+}
+
+impl Streams {
+    /// Streams without a terminal: two pipes, and a third one for stdin if asked for.
+    pub(crate) fn pipes(stdin: bool, log: Option<LogWriter>) -> io::Result<(Self, ChildStdio)> {
+        let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
+        let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
+        set_nonblocking(&stdout)?;
+        set_nonblocking(&stderr)?;
+        let (child_stdin, stdin) = if stdin { split(pipe_with(PipeFlags::CLOEXEC)?)? } else { (None, None) };
+        let child = ChildStdio { stdin: child_stdin, stdout: Some(child_stdout), stderr: Some(child_stderr) };
+        Ok((Self { stdout: Some(stdout), stderr: Some(stderr), stdin, terminal: false, log }, child))
+    }
+
+    /// Streams of a terminal, whose master comes later.
+    pub(crate) fn terminal(log: Option<LogWriter>) -> Self {
+        Self { terminal: true, log, ..Self::default() }
+    }
+
+    /// The terminal's master has come.
+    pub(crate) fn set_master(&mut self, master: OwnedFd) -> io::Result<()> {
+        set_nonblocking(&master)?;
+        self.stdout = Some(master);
+        Ok(())
+    }
+
+    /// The terminal's master, while it is open.
+    pub(crate) fn master(&self) -> Option<BorrowedFd<'_>> {
+        self.stdout.as_ref().filter(|_| self.terminal).map(AsFd::as_fd)
+    }
+
+    /// Begins to read.
+    pub(crate) fn watch(&self, poller: &Poller, key: u32) -> io::Result<()> {
+        for (stream, fd) in [(Stream::Stdout, &self.stdout), (Stream::Stderr, &self.stderr)] {
+            if let Some(fd) = fd {
+                poller.add(fd, Source::Output(key, stream))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether both streams have ended.
+    pub(crate) fn ended(&self) -> bool {
+        self.stdout.is_none() && self.stderr.is_none()
+    }
+
+    /// Reads what is there, at most `rounds` buffers of it, into the log.
+    pub(crate) fn pump(&mut self, stream: Stream, buffer: &mut [u8], rounds: u32) -> Pumped {
+        for _ in 0..rounds {
+            let Some(fd) = self.slot(stream) else { return Pumped::Ended };
+            match rustix::io::read(&*fd, &mut *buffer) {
+                // A terminal whose last user has gone answers with an error instead of an end.
+                Ok(0) | Err(Errno::IO) => {
+                    self.end(stream);
+                    return Pumped::Ended;
+                }
+                Ok(len) => self.write(stream, buffer.get(..len).unwrap_or_default()),
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) => return Pumped::Drained,
+                Err(_) => {
+                    self.end(stream);
+                    return Pumped::Ended;
+                }
+            }
+        }
+        Pumped::More
+    }
+
+    /// Reads what is left and gives the streams up, also those that somebody still holds open.
+    pub(crate) fn finish(&mut self, buffer: &mut [u8]) {
+        /// More than a pipe can hold, for readers' buffers of any size that we use.
+        const ROUNDS: u32 = 64;
+        for stream in [Stream::Stdout, Stream::Stderr] {
+            self.pump(stream, buffer, ROUNDS);
+            self.end(stream);
+        }
+        self.stdin = None;
+    }
+
+    /// What was printed so far, without the log: for the words of a runtime that failed.
+    pub(crate) fn read_stderr(&mut self, buffer: &mut [u8]) -> usize {
+        self.stderr.as_ref().and_then(|fd| rustix::io::read(fd, buffer).ok()).unwrap_or(0)
+    }
+
+    pub(crate) fn reopen_log(&mut self) -> io::Result<()> {
+        self.log.as_mut().map_or(Ok(()), LogWriter::reopen)
+    }
+
+    pub(crate) fn dropped_lines(&self) -> u64 {
+        self.log.as_ref().map_or(0, LogWriter::dropped_lines)
+    }
+
+    fn slot(&mut self, stream: Stream) -> Option<&mut OwnedFd> {
+        match stream {
+            Stream::Stdout => self.stdout.as_mut(),
+            Stream::Stderr => self.stderr.as_mut(),
+        }
+    }
+
+    fn write(&mut self, stream: Stream, bytes: &[u8]) {
+        if let Some(log) = &mut self.log {
+            log.write(stream, bytes, Timestamp::now());
+        }
+    }
+
+    fn end(&mut self, stream: Stream) {
+        let fd = match stream {
+            Stream::Stdout => self.stdout.take(),
+            Stream::Stderr => self.stderr.take(),
+        };
+        if let (Some(_), Some(log)) = (fd, &mut self.log) {
+            log.end(stream, Timestamp::now());
+        }
+    }
+}
+
+/// Only our end: the container's is another open file, which stays as programs expect it.
+fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+    Ok(fcntl_setfl(fd, fcntl_getfl(fd)? | OFlags::NONBLOCK)?)
+}
+
+type Ends = (Option<OwnedFd>, Option<OwnedFd>);
+
+fn split((reader, writer): (OwnedFd, OwnedFd)) -> io::Result<Ends> {
+    set_nonblocking(&writer)?;
+    Ok((Some(reader), Some(writer)))
+}
