@@ -188,3 +188,6 @@ impl BufRead for BlobReader {
         drop(self.current.split_to(count.min(self.current.len())));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -382,3 +382,6 @@ impl IngestLayer {
         Ok(unpacked)
     }
 }
+
+#[cfg(test)]
+mod tests;

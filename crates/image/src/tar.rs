@@ -317,3 +317,6 @@ fn until_nul(mut bytes: Vec<u8>) -> Vec<u8> {
 fn id(number: u64, field: &'static str) -> Result<u32, TarError> {
     u32::try_from(number).ok().filter(|&id| id != u32::MAX).ok_or(TarError::Number(field))
 }
+
+#[cfg(test)]
+mod tests;

@@ -201,3 +201,6 @@ impl Applier {
 fn io_error(op: &'static str) -> impl Fn(rustix::io::Errno) -> EntryError {
     move |errno| EntryError::Io { op, source: errno.into() }
 }
+
+#[cfg(test)]
+mod tests;

@@ -134,7 +134,7 @@ mod tests {
 
     #[test]
     fn values_may_hold_any_byte() {
-        let records = Records::parse(b"28 SCHILY.xattr.user.a=x\ny\0=\n12 path=a/b\n").unwrap();
+        let records = Records::parse(b"29 SCHILY.xattr.user.a=x\ny\0=\n12 path=a/b\n").unwrap();
         assert_eq!(records.xattrs(), [(b"user.a".to_vec(), b"x\ny\0=".to_vec())]);
         assert_eq!(records.get("path"), Some(b"a/b".as_slice()));
     }
