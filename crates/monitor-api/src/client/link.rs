@@ -48,7 +48,10 @@ pub(super) async fn establish(socket: OwnedFd, sandbox: &SandboxId) -> Result<Co
     Ok(Connection { monitor: Arc::new(link), events, pid })
 }
 
-#[expect(deprecated, reason = "its successor is unsafe; what makes it so, a descriptor that changes, an `OwnedFd` cannot do")]
+#[expect(
+    deprecated,
+    reason = "its successor is unsafe; what makes it so, a descriptor that changes, an `OwnedFd` cannot do"
+)]
 fn watch(socket: OwnedFd) -> io::Result<Socket> {
     AsyncFd::new(socket)
 }

@@ -39,7 +39,10 @@ impl ProcessMonitors {
     }
 
     fn start_process(&self, sandbox: &SandboxId, dir: &Path, listener: OwnedFd) -> Result<(), MonitorError> {
+        let failed = |source| MonitorError::Spawn { program: self.binary.clone(), source };
         let log = open_log(&dir.join("monitor.log"))?;
+        // A monitor outlives us, and with it every descriptor that it would inherit: a listening socket from systemd for one.
+        sys::process::close_inherited_on_exec().map_err(failed)?;
         let mut child = Command::new(&self.binary)
             .arg("serve")
             .args(["--sandbox", sandbox.as_str()])
@@ -54,7 +57,7 @@ impl ProcessMonitors {
             .stdout(Stdio::null())
             .stderr(Stdio::from(log))
             .spawn()
-            .map_err(|source| MonitorError::Spawn { program: self.binary.clone(), source })?;
+            .map_err(failed)?;
         // The task has one duty, to leave no zombie; that the monitor ended is seen at its connection.
         tokio::spawn(async move { drop(child.wait().await) });
         Ok(())
