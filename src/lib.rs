@@ -1,0 +1,3 @@
+//! The daemon of crimson: a CRI server for kubelet.
+
+pub mod config;
