@@ -1,3 +1,4 @@
 //! The daemon of crimson: a CRI server for kubelet.
 
 pub mod config;
+pub mod logging;
