@@ -2,3 +2,5 @@
 
 pub mod config;
 pub mod logging;
+pub mod notify;
+pub mod shutdown;
