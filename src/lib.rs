@@ -1,5 +1,6 @@
 //! The daemon of crimson: a CRI server for kubelet.
 
+pub mod cli;
 pub mod config;
 pub mod listener;
 pub mod logging;
