@@ -22,8 +22,6 @@ pub struct Cli {
 pub enum Command {
     /// Serve the CRI on a unix socket until SIGTERM.
     Serve(SourceArgs),
-    /// Run the server until SIGTERM.
-    Serve(SourceArgs),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
