@@ -225,8 +225,10 @@ impl Cri {
         self.remove_pod_sandbox(RemovePodSandboxRequest { pod_sandbox_id: id.to_owned() }).await.map(drop)
     }
 
-    /// Creates a container; gives its id.
+    /// Creates a container; gives its id. The directory of its log is made first, as the kubelet does.
     pub async fn create(&self, pod_id: &str, container: &ContainerSpec, pod: &PodSpec) -> Reply<String> {
+        let log = Path::new(&pod.config.log_directory).join(&container.config.log_path);
+        std::fs::create_dir_all(log.parent().unwrap_or(&log))?;
         let request = CreateContainerRequest {
             pod_sandbox_id: pod_id.to_owned(),
             config: Some(container.config.clone()),

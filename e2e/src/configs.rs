@@ -5,8 +5,6 @@ use std::path::Path;
 
 use k8s_cri::v1::*;
 
-use crate::client::image_spec;
-
 /// A pod to run.
 #[derive(Debug, Clone)]
 pub struct PodSpec {
@@ -101,7 +99,11 @@ impl ContainerSpec {
         };
         let config = ContainerConfig {
             metadata: Some(ContainerMetadata { name: name.to_owned(), attempt: 0 }),
-            image: Some(image_spec(image_id)),
+            image: Some(ImageSpec {
+                image: image_id.to_owned(),
+                user_specified_image: "127.0.0.1:5000/busybox:1".to_owned(),
+                ..Default::default()
+            }),
             command: command.iter().map(|&word| word.to_owned()).collect(),
             log_path: format!("{name}/0.log"),
             labels: HashMap::from([("io.kubernetes.container.name".to_owned(), name.to_owned())]),
