@@ -1,0 +1,371 @@
+//! One task per pod: the only writer of the pod's state.
+//!
+//! Verbs arrive as messages in a bounded queue. The task decides by the tables of [`super::phase`], starts the work in
+//! a tracked task of its own, and goes on receiving; the work's end comes back as a message. Every change is published
+//! as a [`PodView`], which is all that readers ever see. The task itself awaits nothing slower than one small file.
+
+mod containers;
+pub(super) mod exits;
+mod sandbox;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use monitor_api::{Connection, Event, Monitor};
+use spec::ContainerRequest;
+use tokio::sync::{mpsc, oneshot, watch};
+use types::{ContainerId, ExecId, SandboxId};
+
+use super::error::{PodError, SharedError, StepError};
+use super::phase::{ContainerPhase, Decision, SandboxPhase};
+use super::record::{ContainerRecord, SandboxRecord};
+use super::run_sandbox::Running;
+use super::shared::Shared;
+use super::stop::Deadline;
+use super::view::{PodView, SandboxState, SandboxView};
+
+/// Messages waiting for one pod at most; senders wait beyond that.
+const QUEUE: usize = 64;
+
+/// Where a verb's outcome goes.
+pub(super) type Reply<T> = oneshot::Sender<Result<T, SharedError>>;
+
+/// How an exec'd process ended.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ExecExit {
+    pub(super) code: i32,
+}
+
+/// What a pod's task is told.
+#[derive(Debug)]
+pub(super) enum Message {
+    Run(Reply<SandboxId>),
+    StopSandbox(Reply<()>),
+    RemoveSandbox(Reply<()>),
+    Create(Box<ContainerRequest>, Reply<ContainerId>),
+    Start(ContainerId, Reply<()>),
+    Stop(ContainerId, Duration, Reply<()>),
+    Remove(ContainerId, Reply<()>),
+    Use(ContainerId, &'static str, Reply<Arc<dyn Monitor>>),
+    WatchExec(ExecId, oneshot::Sender<ExecExit>),
+    ForgetExec(ExecId),
+    Done(Done),
+    Event(Event),
+    MonitorLost,
+}
+
+/// The end of an operation.
+#[derive(Debug)]
+pub(super) enum Done {
+    Run(Result<Box<Running>, PodError>),
+    StopSandbox(Result<(), PodError>),
+    RemoveSandbox(Result<(), PodError>),
+    Create(ContainerId, Result<Box<ContainerRecord>, PodError>),
+    Start(ContainerId, Result<Box<ContainerRecord>, (Box<ContainerRecord>, PodError)>),
+    Stop(ContainerId, Result<(), PodError>),
+    Remove(ContainerId, Result<(), PodError>),
+}
+
+/// The way to a pod's task, and its latest view.
+#[derive(Debug, Clone)]
+pub(super) struct PodHandle {
+    outbox: mpsc::Sender<Message>,
+    view: watch::Receiver<Arc<PodView>>,
+}
+
+impl PodHandle {
+    /// Sends a verb and waits for its outcome. `None`: the pod is gone.
+    pub(super) async fn call<T>(&self, make: impl FnOnce(Reply<T>) -> Message) -> Option<Result<T, SharedError>> {
+        let (reply, outcome) = oneshot::channel();
+        self.outbox.send(make(reply)).await.ok()?;
+        outcome.await.ok()
+    }
+
+    /// Sends a message that has no outcome; a pod that is gone needs none.
+    pub(super) async fn tell(&self, message: Message) {
+        if self.outbox.send(message).await.is_err() {
+            tracing::debug!("message to a pod that is gone");
+        }
+    }
+
+    /// The latest view.
+    pub(super) fn view(&self) -> Arc<PodView> {
+        self.view.borrow().clone()
+    }
+
+    /// Views as they change.
+    #[cfg(test)]
+    pub(super) fn watch(&self) -> watch::Receiver<Arc<PodView>> {
+        self.view.clone()
+    }
+}
+
+/// The sandbox and those who wait for its operations.
+#[derive(Debug)]
+pub(super) struct SandboxCell {
+    pub(super) record: SandboxRecord,
+    pub(super) running: Vec<Reply<SandboxId>>,
+    pub(super) stopping: Vec<Reply<()>>,
+    pub(super) removing: Vec<Reply<()>>,
+}
+
+/// A container and those who wait for its operations.
+#[derive(Debug)]
+pub(super) struct ContainerCell {
+    pub(super) record: ContainerRecord,
+    /// Being stopped: the latest moment at which it will be killed.
+    pub(super) stop: Option<Arc<Deadline>>,
+    pub(super) creating: Vec<Reply<ContainerId>>,
+    pub(super) starting: Vec<Reply<()>>,
+    pub(super) stopping: Vec<Reply<()>>,
+    pub(super) removing: Vec<Reply<()>>,
+}
+
+impl ContainerCell {
+    pub(super) fn new(record: ContainerRecord) -> Self {
+        Self {
+            record,
+            stop: None,
+            creating: Vec::new(),
+            starting: Vec::new(),
+            stopping: Vec::new(),
+            removing: Vec::new(),
+        }
+    }
+}
+
+/// The task's state.
+#[derive(Debug)]
+pub(super) struct Actor {
+    shared: Arc<Shared>,
+    id: SandboxId,
+    inbox: mpsc::Receiver<Message>,
+    outbox: mpsc::Sender<Message>,
+    sandbox: SandboxCell,
+    containers: BTreeMap<ContainerId, ContainerCell>,
+    monitor: Option<Arc<dyn Monitor>>,
+    execs: HashMap<ExecId, oneshot::Sender<ExecExit>>,
+    deferred: Vec<Message>,
+    view: watch::Sender<Arc<PodView>>,
+    gone: bool,
+}
+
+/// What recovery found of a pod that goes on living.
+#[derive(Debug)]
+pub(super) struct Recovered {
+    pub(super) record: SandboxRecord,
+    pub(super) containers: Vec<ContainerRecord>,
+    pub(super) connection: Option<Connection>,
+}
+
+impl Actor {
+    /// Starts the task of a sandbox about to be made.
+    pub(super) fn spawn_new(shared: &Arc<Shared>, record: SandboxRecord) -> PodHandle {
+        Self::spawn(shared, Recovered { record, containers: Vec::new(), connection: None })
+    }
+
+    /// Starts the task of a sandbox that has been found on disk.
+    pub(super) fn spawn(shared: &Arc<Shared>, found: Recovered) -> PodHandle {
+        let (outbox, inbox) = mpsc::channel(QUEUE);
+        let (view, watcher) = watch::channel(Arc::new(PodView { sandbox: None, containers: Vec::new() }));
+        let id = found.record.id.clone();
+        let containers = found.containers.into_iter().map(|record| (record.id.clone(), ContainerCell::new(record)));
+        let mut actor = Self {
+            shared: Arc::clone(shared),
+            id,
+            inbox,
+            outbox: outbox.clone(),
+            sandbox: SandboxCell {
+                record: found.record,
+                running: Vec::new(),
+                stopping: Vec::new(),
+                removing: Vec::new(),
+            },
+            containers: containers.collect(),
+            monitor: None,
+            execs: HashMap::new(),
+            deferred: Vec::new(),
+            view,
+            gone: false,
+        };
+        if let Some(connection) = found.connection {
+            actor.adopt(connection);
+        }
+        actor.publish();
+        shared.tasks.spawn(actor.run());
+        PodHandle { outbox, view: watcher }
+    }
+
+    async fn run(mut self) {
+        while !self.gone {
+            // Cancel-safe: recv loses nothing when dropped, and nothing else is awaited here.
+            let Some(message) = self.inbox.recv().await else { break };
+            self.handle(message).await;
+        }
+        self.inbox.close();
+        // Whoever asked in the meantime sees its reply channel closed, which reads as "the pod is gone".
+        while self.inbox.recv().await.is_some() {}
+    }
+
+    async fn handle(&mut self, message: Message) {
+        match message {
+            Message::Run(reply) => self.on_run(reply),
+            Message::StopSandbox(reply) => self.on_stop_sandbox(reply).await,
+            Message::RemoveSandbox(reply) => self.on_remove_sandbox(reply).await,
+            Message::Create(request, reply) => self.on_create(request, reply),
+            Message::Start(id, reply) => self.on_start(id, reply),
+            Message::Stop(id, grace, reply) => self.on_stop(id, grace, reply),
+            Message::Remove(id, reply) => self.on_remove(id, reply),
+            Message::Use(id, verb, reply) => self.on_use(id, verb, reply),
+            Message::WatchExec(id, watcher) => {
+                self.execs.insert(id, watcher);
+            }
+            Message::ForgetExec(id) => {
+                self.execs.remove(&id);
+            }
+            Message::Event(event) => self.on_event(event).await,
+            Message::MonitorLost => self.on_monitor_lost().await,
+            Message::Done(done) => {
+                self.on_done(done).await;
+                self.replay_deferred();
+            }
+        }
+    }
+
+    async fn on_done(&mut self, done: Done) {
+        match done {
+            Done::Run(result) => self.run_done(result),
+            Done::StopSandbox(result) => self.stop_sandbox_done(result).await,
+            Done::RemoveSandbox(result) => self.remove_sandbox_done(result),
+            Done::Create(id, result) => self.create_done(&id, result),
+            Done::Start(id, result) => self.start_done(&id, result).await,
+            Done::Stop(id, result) => self.stop_done(&id, result),
+            Done::Remove(id, result) => self.remove_done(&id, result),
+        }
+    }
+
+    /// Puts the messages that waited for an operation's end back into the queue.
+    fn replay_deferred(&mut self) {
+        for message in std::mem::take(&mut self.deferred) {
+            let outbox = self.outbox.clone();
+            // Sent from a task: the queue may be full and only this task empties it.
+            self.shared.tasks.spawn(async move {
+                if outbox.send(message).await.is_err() {
+                    tracing::debug!("deferred message to a pod that is gone");
+                }
+            });
+        }
+    }
+
+    /// Starts an operation whose end is reported to this task.
+    fn begin(&self, work: impl Future<Output = Done> + Send + 'static) {
+        let outbox = self.outbox.clone();
+        self.shared.operations.spawn(async move {
+            let done = work.await;
+            if outbox.send(Message::Done(done)).await.is_err() {
+                tracing::debug!("operation ended after its pod");
+            }
+        });
+    }
+
+    /// Takes over a monitor connection: its events become messages.
+    fn adopt(&mut self, connection: Connection) {
+        let Connection { monitor, mut events, .. } = connection;
+        self.monitor = Some(monitor);
+        let outbox = self.outbox.clone();
+        self.shared.tasks.spawn(async move {
+            while let Some(event) = events.recv().await {
+                if outbox.send(Message::Event(event)).await.is_err() {
+                    return;
+                }
+            }
+            if outbox.send(Message::MonitorLost).await.is_err() {
+                tracing::debug!("monitor connection ended after its pod");
+            }
+        });
+    }
+
+    /// Publishes the present state to readers.
+    fn publish(&self) {
+        let mut containers: Vec<_> = self
+            .containers
+            .values()
+            .filter(|cell| !matches!(cell.record.phase, ContainerPhase::Creating))
+            .map(|cell| Arc::new(self.container_view(&cell.record)))
+            .collect();
+        containers.sort_by_key(|container| container.created_at);
+        self.view.send_replace(Arc::new(PodView { sandbox: self.sandbox_view(), containers }));
+    }
+
+    fn sandbox_view(&self) -> Option<Arc<SandboxView>> {
+        let record = &self.sandbox.record;
+        if record.phase == SandboxPhase::Creating {
+            return None;
+        }
+        let ready = record.phase == SandboxPhase::Ready;
+        Some(Arc::new(SandboxView {
+            id: record.id.clone(),
+            request: Arc::clone(&record.request),
+            state: if ready { SandboxState::Ready } else { SandboxState::NotReady },
+            created_at: record.created_at,
+            ips: if ready { record.ips.clone() } else { Vec::new() },
+            network: record.network.clone(),
+            netns: record.netns.clone(),
+            netns_closed: !ready && record.netns.is_some(),
+            pid: record.pause_pid.filter(|_| ready),
+            handler: record.handler.clone(),
+            cgroup: record.cgroup.clone(),
+        }))
+    }
+
+    /// The sandbox's name for people.
+    fn display(&self) -> String {
+        super::display(&self.sandbox.record.request)
+    }
+
+    fn refuse_sandbox(&self, verb: &'static str) -> PodError {
+        PodError::WrongState { object: self.display(), state: self.sandbox.record.phase.word(), verb }
+    }
+}
+
+/// Gives one outcome to all who wait for it.
+pub(super) fn answer<T: Clone>(waiters: &mut Vec<Reply<T>>, outcome: &Result<T, SharedError>) {
+    for waiter in waiters.drain(..) {
+        // A caller that has left is no concern of ours.
+        drop(waiter.send(outcome.clone()));
+    }
+}
+
+/// What a driver said, when no step is at hand.
+pub(super) fn log_dropped(what: &'static str, error: &StepError) {
+    tracing::warn!(error = types::error::chain(error), "{what}");
+}
+
+/// The part of a decision that is the same everywhere.
+pub(super) enum Course<T> {
+    /// The operation is to be begun; the caller keeps its reply.
+    Begin(Reply<T>),
+    /// Handled.
+    Settled,
+}
+
+/// Settles a request as decided, or gives the reply back for the operation to be begun.
+pub(super) fn settle<T: Clone>(
+    decision: Decision,
+    reply: Reply<T>,
+    waiters: &mut Vec<Reply<T>>,
+    deferred: &mut Vec<Message>,
+    goal: impl FnOnce() -> T,
+    again: impl FnOnce(Reply<T>) -> Message,
+    refusal: impl FnOnce() -> PodError,
+) -> Course<T> {
+    match decision {
+        Decision::Begin => return Course::Begin(reply),
+        Decision::Join => waiters.push(reply),
+        Decision::Defer => deferred.push(again(reply)),
+        Decision::Done => drop(reply.send(Ok(goal()))),
+        Decision::Refuse => drop(reply.send(Err(Arc::new(refusal())))),
+    }
+    Course::Settled
+}

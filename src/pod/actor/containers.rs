@@ -1,0 +1,277 @@
+//! The containers' verbs in the pod's task: create, start, stop, remove, and the right to use a running one.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use monitor_api::Monitor;
+use spec::{ContainerRequest, PidMode};
+use types::{ContainerId, Timestamp};
+
+use super::super::error::{PodError, SharedError};
+use super::super::phase::{ContainerPhase, ContainerVerb, Decision, SandboxVerb};
+use super::super::record::{ContainerRecord, ExitReason};
+use super::super::view::{ContainerState, ContainerView};
+use super::super::{create, remove, start, stop};
+use super::{Actor, ContainerCell, Course, Done, Message, Reply, answer, settle};
+
+impl Actor {
+    pub(super) fn on_create(&mut self, request: Box<ContainerRequest>, reply: Reply<ContainerId>) {
+        match self.sandbox.record.phase.decide(SandboxVerb::CreateContainer) {
+            Decision::Defer => return self.deferred.push(Message::Create(request, reply)),
+            Decision::Begin => {}
+            Decision::Join | Decision::Done | Decision::Refuse => {
+                let refusal = self.refuse_sandbox("create a container in");
+                return drop(reply.send(Err(Arc::new(refusal))));
+            }
+        }
+        let twin = self.containers.values_mut().find(|cell| {
+            cell.record.request.name() == request.name() && cell.record.request.attempt() == request.attempt()
+        });
+        if let Some(cell) = twin {
+            let phase = cell.record.phase;
+            let (id, object) = (cell.record.id.clone(), cell.record.display());
+            let refusal = || PodError::Exists { object, state: phase.word() };
+            let again = |reply| Message::Create(request, reply);
+            let decision = phase.decide(ContainerVerb::Create);
+            settle(decision, reply, &mut cell.creating, &mut self.deferred, || id, again, refusal);
+            return;
+        }
+        self.begin_create(*request, reply);
+    }
+
+    fn begin_create(&mut self, request: ContainerRequest, reply: Reply<ContainerId>) {
+        let record = match create::intend(&self.shared, &self.sandbox.record, request) {
+            Ok(record) => record,
+            Err(error) => return drop(reply.send(Err(Arc::new(error)))),
+        };
+        let target_pid = match self.target_pid(&record) {
+            Ok(pid) => pid,
+            Err(error) => return drop(reply.send(Err(Arc::new(error)))),
+        };
+        let id = record.id.clone();
+        let mut cell = ContainerCell::new(record.clone());
+        cell.creating.push(reply);
+        self.containers.insert(id.clone(), cell);
+        self.shared.directory().containers.insert(id.clone(), self.id.clone());
+        let (shared, sandbox) = (Arc::clone(&self.shared), self.sandbox.record.clone());
+        self.begin(async move {
+            Done::Create(id, create::run(&shared, &sandbox, record, target_pid).await.map(Box::new))
+        });
+    }
+
+    /// The process whose pid namespace the container is to share: that of a running container of the same pod.
+    fn target_pid(&self, record: &ContainerRecord) -> Result<Option<i32>, PodError> {
+        let PidMode::Target(target) = record.request.pid_mode() else { return Ok(None) };
+        let cell = self.containers.values().find(|cell| cell.record.id.as_str() == target);
+        match cell.map(|cell| (cell.record.phase, cell.record.pid)) {
+            Some((ContainerPhase::Running, Some(pid))) => Ok(Some(pid)),
+            _ => Err(PodError::Invalid(format!(
+                "{}: target container {target:?} is not running in this pod",
+                record.display()
+            ))),
+        }
+    }
+
+    pub(super) fn create_done(&mut self, id: &ContainerId, result: Result<Box<ContainerRecord>, PodError>) {
+        let Some(cell) = self.containers.get_mut(id) else { return };
+        let mut waiters = std::mem::take(&mut cell.creating);
+        let outcome = match result {
+            Ok(record) => {
+                cell.record = *record;
+                tracing::info!(pod.id = %self.id, container.id = %id, "container is created");
+                Ok(id.clone())
+            }
+            Err(error) => {
+                self.forget(id);
+                Err(Arc::new(error))
+            }
+        };
+        self.publish();
+        answer(&mut waiters, &outcome);
+    }
+
+    pub(super) fn on_start(&mut self, id: ContainerId, reply: Reply<()>) {
+        if self.sandbox.record.phase.decide(SandboxVerb::StartContainer) != Decision::Begin {
+            let refusal = self.refuse_sandbox("start a container in");
+            return drop(reply.send(Err(Arc::new(refusal))));
+        }
+        let Some(monitor) = self.monitor.clone() else {
+            return drop(reply.send(Err(Arc::new(self.refuse_sandbox("reach the monitor of")))));
+        };
+        let Some(cell) = self.containers.get_mut(&id) else { return unknown(&id, reply) };
+        let phase = cell.record.phase;
+        let object = cell.record.display();
+        let refusal = || PodError::WrongState { object, state: phase.word(), verb: "start" };
+        let again = |reply| Message::Start(id.clone(), reply);
+        let decision = phase.decide(ContainerVerb::Start);
+        let course = settle(decision, reply, &mut cell.starting, &mut self.deferred, || (), again, refusal);
+        let Course::Begin(reply) = course else { return };
+        cell.starting.push(reply);
+        cell.record.phase = ContainerPhase::Starting;
+        let (shared, sandbox, record) =
+            (Arc::clone(&self.shared), self.sandbox.record.clone(), cell.record.clone());
+        self.begin(async move { Done::Start(id, start::run(&shared, &sandbox, record, monitor).await) });
+    }
+
+    pub(super) async fn start_done(
+        &mut self,
+        id: &ContainerId,
+        result: Result<Box<ContainerRecord>, (Box<ContainerRecord>, PodError)>,
+    ) {
+        let Some(cell) = self.containers.get_mut(id) else { return };
+        let ended = cell.record.exit.take();
+        let outcome: Result<(), SharedError> = match result {
+            Ok(record) => {
+                cell.record = *record;
+                tracing::info!(pod.id = %self.id, container.id = %id, pid = cell.record.pid, "container is started");
+                Ok(())
+            }
+            Err((record, error)) => {
+                cell.record = *record;
+                Err(Arc::new(error))
+            }
+        };
+        let mut waiters = std::mem::take(&mut cell.starting);
+        // It may have ended before its start was reported.
+        if let (Some(exit), ContainerPhase::Running) = (ended, cell.record.phase) {
+            self.record_exit(id, exit).await;
+        }
+        self.publish();
+        answer(&mut waiters, &outcome);
+    }
+
+    pub(super) fn on_stop(&mut self, id: ContainerId, grace: Duration, reply: Reply<()>) {
+        let Some(cell) = self.containers.get_mut(&id) else { return drop(reply.send(Ok(()))) };
+        if let Some(deadline) = &cell.stop {
+            deadline.shorten(grace);
+            return cell.stopping.push(reply);
+        }
+        let decision = cell.record.phase.decide(ContainerVerb::Stop);
+        let object = cell.record.display();
+        let state = cell.record.phase.word();
+        let again = |reply| Message::Stop(id.clone(), grace, reply);
+        let refusal = || PodError::WrongState { object, state, verb: "stop" };
+        let course = settle(decision, reply, &mut cell.stopping, &mut self.deferred, || (), again, refusal);
+        let Course::Begin(reply) = course else { return };
+        cell.stopping.push(reply);
+        let deadline = Arc::new(stop::Deadline::new(grace));
+        cell.stop = Some(Arc::clone(&deadline));
+        let work = stop::Stop {
+            shared: Arc::clone(&self.shared),
+            record: cell.record.clone(),
+            monitor: self.monitor.clone(),
+            view: self.view.subscribe(),
+            deadline,
+        };
+        self.begin(async move { Done::Stop(id, work.run().await) });
+    }
+
+    pub(super) fn stop_done(&mut self, id: &ContainerId, result: Result<(), PodError>) {
+        let Some(cell) = self.containers.get_mut(id) else { return };
+        cell.stop = None;
+        answer(&mut cell.stopping, &result.map_err(Arc::new));
+    }
+
+    pub(super) fn on_remove(&mut self, id: ContainerId, reply: Reply<()>) {
+        let Some(cell) = self.containers.get_mut(&id) else { return drop(reply.send(Ok(()))) };
+        let decision = cell.record.phase.decide(ContainerVerb::Remove);
+        let object = cell.record.display();
+        let state = cell.record.phase.word();
+        let again = |reply| Message::Remove(id.clone(), reply);
+        let refusal = || PodError::WrongState { object, state, verb: "remove" };
+        let course = settle(decision, reply, &mut cell.removing, &mut self.deferred, || (), again, refusal);
+        let Course::Begin(reply) = course else { return };
+        if cell.record.phase == ContainerPhase::Running {
+            return self.kill_then_remove(id, reply);
+        }
+        cell.removing.push(reply);
+        cell.record.phase = ContainerPhase::Removing;
+        let (shared, sandbox, record, monitor) =
+            (Arc::clone(&self.shared), self.sandbox.record.clone(), cell.record.clone(), self.monitor.clone());
+        self.begin(async move {
+            Done::Remove(id, remove::run(&shared, &sandbox, record, monitor.as_ref()).await)
+        });
+    }
+
+    /// Removal of a running container: looked at again once it is dead, refused when it cannot be killed.
+    fn kill_then_remove(&mut self, id: ContainerId, reply: Reply<()>) {
+        let (stopped, outcome) = tokio::sync::oneshot::channel();
+        let outbox = self.outbox.clone();
+        let removal = id.clone();
+        self.shared.tasks.spawn(async move {
+            match outcome.await {
+                Ok(Err(error)) => drop(reply.send(Err(error))),
+                Ok(Ok(())) | Err(_) => drop(outbox.send(Message::Remove(removal, reply)).await),
+            }
+        });
+        self.on_stop(id, Duration::ZERO, stopped);
+    }
+
+    pub(super) fn remove_done(&mut self, id: &ContainerId, result: Result<(), PodError>) {
+        let Some(cell) = self.containers.get_mut(id) else { return };
+        let mut waiters = std::mem::take(&mut cell.removing);
+        match &result {
+            Ok(()) => {
+                tracing::info!(pod.id = %self.id, container.id = %id, "container is removed");
+                self.forget(id);
+            }
+            Err(_) => cell.record.phase = ContainerPhase::Exited,
+        }
+        self.publish();
+        answer(&mut waiters, &result.map_err(Arc::new));
+    }
+
+    pub(super) fn on_use(&mut self, id: ContainerId, verb: &'static str, reply: Reply<Arc<dyn Monitor>>) {
+        let Some(cell) = self.containers.get(&id) else { return unknown(&id, reply) };
+        let phase = cell.record.phase;
+        match (phase.decide(ContainerVerb::Use), &self.monitor) {
+            (Decision::Defer, _) => self.deferred.push(Message::Use(id, verb, reply)),
+            (Decision::Begin, Some(monitor)) => drop(reply.send(Ok(Arc::clone(monitor)))),
+            _ => {
+                let object = cell.record.display();
+                drop(reply.send(Err(Arc::new(PodError::WrongState { object, state: phase.word(), verb }))));
+            }
+        }
+    }
+
+    fn forget(&mut self, id: &ContainerId) {
+        self.containers.remove(id);
+        self.shared.directory().containers.remove(id);
+    }
+
+    pub(super) fn container_view(&self, record: &ContainerRecord) -> ContainerView {
+        let state = match record.phase {
+            ContainerPhase::Creating | ContainerPhase::Created | ContainerPhase::Starting => ContainerState::Created,
+            ContainerPhase::Running => ContainerState::Running,
+            ContainerPhase::Exited => ContainerState::Exited,
+            ContainerPhase::Removing if record.started_at.is_set() || record.exit.is_some() => ContainerState::Exited,
+            ContainerPhase::Removing => ContainerState::Created,
+        };
+        let exit = record.exit.as_ref();
+        ContainerView {
+            id: record.id.clone(),
+            sandbox: record.sandbox.clone(),
+            request: Arc::clone(&record.request),
+            state,
+            created_at: record.created_at,
+            started_at: record.started_at,
+            finished_at: exit.map_or(Timestamp::UNSET, |exit| exit.finished_at),
+            exit_code: exit.map_or(0, |exit| exit.code),
+            reason: exit.map_or("", |exit| ExitReason::word(exit.reason)),
+            message: exit.map_or_else(String::new, |exit| exit.message.clone()),
+            image: record.image.clone(),
+            image_ref: record.image_ref.clone(),
+            image_name: record.image_name.clone(),
+            log_path: record.log_path.clone(),
+            pid: record.pid.filter(|_| state == ContainerState::Running),
+            user: record.user.clone(),
+            stop_signal: record.stop_signal,
+            bundle: self.shared.layout().bundle(record.id.as_str()),
+            cgroup: record.cgroup.clone(),
+        }
+    }
+}
+
+fn unknown<T>(id: &ContainerId, reply: Reply<T>) {
+    drop(reply.send(Err(Arc::new(PodError::ContainerNotFound(id.to_string())))));
+}

@@ -1,0 +1,346 @@
+//! After a restart: what the records say, joined with what the monitors know, becomes the truth again.
+//!
+//! A sandbox or container that was being made is undone; one that was being removed goes on being removed; a running
+//! one goes on running under its monitor and is listed as such. What a dead monitor leaves is killed and shown as
+//! ended. Then everything that no record owns is swept away.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use monitor_api::{Connection, ContainerState, Phase};
+use tokio::task::JoinSet;
+use types::{ContainerId, SandboxId};
+
+use super::Pods;
+use super::actor::{Actor, Message, Recovered, exits};
+use super::error::StepError;
+use super::phase::{ContainerPhase, SandboxPhase};
+use super::record::{ContainerRecord, Loaded, SandboxRecord, blocking, load};
+use super::shared::Shared;
+use super::teardown::{self, Target};
+
+/// What recovery found.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Recovery {
+    /// Sandboxes that live on.
+    pub sandboxes: usize,
+    /// Containers that live on.
+    pub containers: usize,
+    /// Sandboxes whose making or removal had been interrupted, now gone.
+    pub undone: usize,
+    /// Records that cannot be read; they are left for the operator.
+    pub broken: usize,
+}
+
+impl Pods {
+    /// Brings back what the disk remembers. Call once, before any verb.
+    ///
+    /// # Errors
+    /// When the record directory cannot be read at all.
+    pub async fn recover(&self) -> Result<Recovery, StepError> {
+        let dirs = self.record_dirs().await?;
+        let mut pods = JoinSet::new();
+        for dir in dirs {
+            let pods_of_node = self.clone();
+            pods.spawn(async move { pods_of_node.recover_pod(dir).await });
+        }
+        let mut total = Recovery::default();
+        while let Some(outcome) = pods.join_next().await {
+            match outcome {
+                Ok(found) => total.add(found),
+                Err(error) => tracing::error!(%error, "recovering a pod failed"),
+            }
+        }
+        sweep(&self.shared).await;
+        Ok(total)
+    }
+
+    async fn record_dirs(&self) -> Result<Vec<PathBuf>, StepError> {
+        let records = self.shared.layout().records();
+        blocking(move || {
+            sys::atomic::create_dir_all(&records, 0o700)?;
+            children(&records)
+        })
+        .await
+    }
+
+    async fn recover_pod(&self, dir: PathBuf) -> Recovery {
+        let shared = &self.shared;
+        let what = format!("reading {}", dir.display());
+        let source = dir.clone();
+        let loaded = match blocking(move || load(&source).map_err(StepError::io(what))).await {
+            Ok(loaded) => loaded,
+            Err(error) => {
+                super::actor::log_dropped("a pod's records could not be read", &error);
+                return Recovery { broken: 1, ..Recovery::default() };
+            }
+        };
+        for (path, reason) in &loaded.broken {
+            tracing::error!(path = %path.display(), reason, "a record cannot be read and is left as it is");
+        }
+        let broken = loaded.broken.len();
+        let Loaded { sandbox, containers, .. } = loaded;
+        let Some(record) = sandbox else {
+            if broken == 0 {
+                discard_ownerless(shared, containers, dir).await;
+            }
+            return Recovery { broken, ..Recovery::default() };
+        };
+        shared.advance(record.created_at);
+        let connection = match shared.drivers.monitors.connect(&record.id).await {
+            Ok(connection) => connection,
+            Err(error) => {
+                tracing::warn!(pod.id = %record.id, error = types::error::chain(&error), "the monitor does not answer");
+                None
+            }
+        };
+        let found = if matches!(record.phase, SandboxPhase::Creating | SandboxPhase::Removing) {
+            undo(shared, record, containers, connection).await
+        } else {
+            self.resume(record, containers, connection).await
+        };
+        Recovery { broken, ..found }
+    }
+
+    /// Brings a made sandbox back to life with its true state.
+    async fn resume(
+        &self,
+        mut record: SandboxRecord,
+        containers: Vec<ContainerRecord>,
+        connection: Option<Connection>,
+    ) -> Recovery {
+        let shared = &self.shared;
+        let known = ask(&record.id, connection.as_ref()).await;
+        if connection.is_none() {
+            let target =
+                Target { record: record.clone(), containers: containers.clone(), monitor: None, view: None };
+            teardown::end_processes(shared, &target).await;
+        }
+        let was_stopping = record.phase == SandboxPhase::Stopping;
+        let pause = ContainerId::parse(record.id.as_str()).ok().and_then(|id| known.get(&id));
+        if record.phase == SandboxPhase::Ready && pause.is_none_or(|pause| pause.phase != Phase::Running) {
+            record.phase = SandboxPhase::NotReady;
+            record.pause_pid = None;
+            save(record.save(shared.layout()).await);
+        }
+        let mut kept = Vec::new();
+        for container in containers {
+            let seen = known.get(&container.id).cloned();
+            if let Some(container) = settle(shared, &record, container, seen, connection.as_ref()).await {
+                kept.push(container);
+            }
+        }
+        let found = Recovery { sandboxes: 1, containers: kept.len(), ..Recovery::default() };
+        let (id, key) = (record.id.clone(), record.request.key().clone());
+        let ids = kept.iter().map(|container| container.id.clone()).collect();
+        let handle = Actor::spawn(shared, Recovered { record, containers: kept, connection });
+        shared.directory().enter(id, key, ids, handle.clone());
+        if was_stopping {
+            let (nobody, _) = tokio::sync::oneshot::channel();
+            handle.tell(Message::StopSandbox(nobody)).await;
+        }
+        found
+    }
+}
+
+impl Recovery {
+    fn add(&mut self, other: Self) {
+        self.sandboxes += other.sandboxes;
+        self.containers += other.containers;
+        self.undone += other.undone;
+        self.broken += other.broken;
+    }
+}
+
+/// What the monitor knows of its containers.
+async fn ask(id: &SandboxId, connection: Option<&Connection>) -> HashMap<ContainerId, ContainerState> {
+    let Some(connection) = connection else { return HashMap::new() };
+    match connection.monitor.list().await {
+        Ok(states) => states.into_iter().map(|state| (state.container.clone(), state)).collect(),
+        Err(error) => {
+            tracing::warn!(pod.id = %id, error = types::error::chain(&error), "the monitor does not list");
+            HashMap::new()
+        }
+    }
+}
+
+/// Undoes a sandbox that was being made, or ends the removal of one.
+async fn undo(
+    shared: &Arc<Shared>,
+    record: SandboxRecord,
+    containers: Vec<ContainerRecord>,
+    connection: Option<Connection>,
+) -> Recovery {
+    let monitor = connection.as_ref().map(|connection| Arc::clone(&connection.monitor));
+    let target = Target { record, containers, monitor, view: None };
+    if let Err(error) = teardown::remove(shared, &target).await {
+        let error = types::error::chain(&error);
+        tracing::error!(pod.id = %target.record.id, error, "an interrupted sandbox could not be removed; trying again");
+        teardown::retry_removal(shared, target);
+    }
+    Recovery { undone: 1, ..Recovery::default() }
+}
+
+/// The container's record made true, or `None` when it is gone.
+async fn settle(
+    shared: &Arc<Shared>,
+    sandbox: &SandboxRecord,
+    mut container: ContainerRecord,
+    seen: Option<ContainerState>,
+    connection: Option<&Connection>,
+) -> Option<ContainerRecord> {
+    shared.advance(container.created_at);
+    let monitor = connection.map(|connection| &connection.monitor);
+    match container.phase {
+        ContainerPhase::Creating | ContainerPhase::Removing => {
+            teardown::free_container(shared, &sandbox.handler, &container, monitor).await;
+            save(teardown::discard_container(shared, &container).await);
+            return None;
+        }
+        ContainerPhase::Exited => {
+            if seen.is_some() {
+                teardown::free_container(shared, &sandbox.handler, &container, monitor).await;
+            }
+            return Some(container);
+        }
+        ContainerPhase::Created | ContainerPhase::Starting | ContainerPhase::Running => {}
+    }
+    let was_running = container.phase == ContainerPhase::Running;
+    match seen {
+        Some(state) if state.phase == Phase::Running => {
+            container.phase = ContainerPhase::Running;
+            container.pid = state.pid;
+            container.started_at = state.started_at;
+        }
+        Some(ContainerState { exit: Some(exit), .. }) => {
+            container.started_at = exit.started_at;
+            container.exit = Some(exits::exit_of(&exit));
+        }
+        // Its start was interrupted before the program ran: it can be started again.
+        Some(_) => {
+            teardown::free_container(shared, &sandbox.handler, &container, monitor).await;
+            container.phase = ContainerPhase::Created;
+        }
+        None if was_running => {
+            let exit = teardown::read_exit(shared.layout(), &container.id).await;
+            let exit = exit.map_or_else(|| exits::lost_exit(shared.now()), |exit| exits::exit_of(&exit));
+            container.exit = Some(exit);
+        }
+        None => container.phase = ContainerPhase::Created,
+    }
+    if container.exit.is_some() {
+        container.phase = ContainerPhase::Exited;
+        container.pid = None;
+        teardown::free_container(shared, &sandbox.handler, &container, monitor).await;
+    }
+    save(container.save(shared.layout()).await);
+    Some(container)
+}
+
+/// Records of containers whose sandbox has no record: what they hold is freed.
+async fn discard_ownerless(shared: &Arc<Shared>, containers: Vec<ContainerRecord>, dir: PathBuf) {
+    for container in containers {
+        let handler = shared.settings.default_handler.clone();
+        teardown::free_container(shared, &handler, &container, None).await;
+        save(teardown::discard_container(shared, &container).await);
+    }
+    save(blocking(move || Ok(sys::atomic::remove_tree(&dir)?)).await);
+}
+
+fn save(result: Result<(), StepError>) {
+    if let Err(error) = result {
+        super::actor::log_dropped("recovery could not write or remove a file", &error);
+    }
+}
+
+/// Removes what no record owns.
+async fn sweep(shared: &Arc<Shared>) {
+    let (mut sandboxes, mut owners) = (BTreeSet::new(), BTreeSet::new());
+    {
+        let directory = shared.directory();
+        for id in directory.sandboxes.keys() {
+            sandboxes.insert(id.clone());
+            owners.insert(id.as_str().to_owned());
+        }
+        owners.extend(directory.containers.keys().map(|id| id.as_str().to_owned()));
+    }
+    // Removals that are still being tried keep what they have on record.
+    if let Ok(pending) = children(&shared.layout().records()) {
+        for dir in pending {
+            let name = file_name(&dir);
+            owners.extend(load(&dir).map(|loaded| loaded.containers).unwrap_or_default().iter().map(|c| c.id.to_string()));
+            owners.insert(name);
+        }
+    }
+    for owner in shared.drivers.images.leases() {
+        if !owners.contains(&owner) {
+            tracing::warn!(owner, "releasing an image that nobody uses");
+            if let Err(error) = shared.drivers.images.release(&owner).await {
+                super::actor::log_dropped("an image lease could not be released", &error.into());
+            }
+        }
+    }
+    let layout = shared.layout();
+    for place in [layout.pods(), layout.bundles(), layout.layers()] {
+        sweep_directory(shared, place, &owners).await;
+    }
+    collect_networks(shared, sandboxes.into_iter().collect());
+}
+
+async fn sweep_directory(shared: &Arc<Shared>, place: PathBuf, owners: &BTreeSet<String>) {
+    let Ok(entries) = children(&place) else { return };
+    for path in entries.into_iter().filter(|path| !owners.contains(&file_name(path))) {
+        tracing::warn!(path = %path.display(), "removing what nobody owns");
+        if let Ok(id) = SandboxId::parse(&file_name(&path)) {
+            dismiss_monitor(shared, &id).await;
+        }
+        let host = Arc::clone(&shared.drivers.host);
+        let removed = blocking(move || {
+            for mount in host.mounts_beneath(&path)?.into_iter().rev() {
+                host.unmount(&mount)?;
+            }
+            Ok(sys::atomic::remove_tree(&path)?)
+        });
+        save(removed.await);
+    }
+}
+
+/// Ends a monitor that nobody knows, with all it has.
+async fn dismiss_monitor(shared: &Shared, id: &SandboxId) {
+    let Ok(Some(connection)) = shared.drivers.monitors.connect(id).await else { return };
+    for container in ask(id, Some(&connection)).await.into_keys() {
+        if let Err(error) = connection.monitor.delete(&container).await {
+            tracing::warn!(container.id = %container, error = types::error::chain(&error), "deleting what nobody owns");
+        }
+    }
+    if let Err(error) = connection.monitor.shutdown().await {
+        tracing::warn!(pod.id = %id, error = types::error::chain(&error), "dismissing a monitor");
+    }
+}
+
+/// Detaches networks of pods that are gone. In the background: a hung plugin must not delay the start.
+fn collect_networks(shared: &Arc<Shared>, valid: Vec<SandboxId>) {
+    let worker = Arc::clone(shared);
+    shared.tasks.spawn(async move {
+        if let Err(error) = worker.drivers.network.gc(&valid).await {
+            tracing::warn!(error = types::error::chain(&error), "networks of pods that are gone could not be collected");
+        }
+    });
+}
+
+fn children(dir: &Path) -> Result<Vec<PathBuf>, StepError> {
+    let what = format!("reading {}", dir.display());
+    match std::fs::read_dir(dir) {
+        Ok(entries) => entries
+            .map(|entry| entry.map(|entry| entry.path()))
+            .collect::<Result<_, _>>()
+            .map_err(StepError::io(what)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(StepError::io(what)(error)),
+    }
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+}

@@ -1,0 +1,23 @@
+//! RemoveContainer: frees what a stopped container still holds.
+
+use std::sync::Arc;
+
+use monitor_api::Monitor;
+
+use super::error::PodError;
+use super::record::{ContainerRecord, SandboxRecord};
+use super::shared::Shared;
+use super::steps::Steps;
+use super::teardown;
+
+/// Performs the steps; each is idempotent, the record goes last.
+pub(super) async fn run(
+    shared: &Arc<Shared>,
+    sandbox: &SandboxRecord,
+    record: ContainerRecord,
+    monitor: Option<&Arc<dyn Monitor>>,
+) -> Result<(), PodError> {
+    let steps = Steps::new(shared, "remove container", record.display(), record.id.as_str());
+    teardown::free_container(shared, &sandbox.handler, &record, monitor).await;
+    steps.run("files", teardown::discard_container(shared, &record)).await
+}

@@ -1,0 +1,224 @@
+//! RunPodSandbox: makes a pod's network, shared memory, monitor and pause container.
+//!
+//! The record written first names every resource that the steps may make; whatever fails or dies, [`teardown`] undoes
+//! from that record. Network plugins are the slow part, so the monitor and the pause container come up meanwhile.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use monitor_api::{Connection, CreateRequest};
+use spec::{SandboxPlace, SandboxRequest};
+use types::ContainerId;
+
+use super::error::{PodError, StepError};
+use super::phase::SandboxPhase;
+use super::record::{SandboxRecord, VERSION, blocking};
+use super::shared::{Handler, Shared};
+use super::steps::Steps;
+use super::teardown::{self, Target};
+use super::{files, network, sources};
+
+/// Size of a pod's `/dev/shm`, in bytes, as containerd and Docker have it.
+const SHM_BYTES: u64 = 64 << 20;
+
+/// A sandbox in service.
+#[derive(Debug)]
+pub(super) struct Running {
+    pub(super) record: SandboxRecord,
+    pub(super) connection: Connection,
+}
+
+/// Checks the request against the configuration and plans every resource; touches nothing.
+pub(super) fn intend(shared: &Shared, request: SandboxRequest) -> Result<SandboxRecord, PodError> {
+    let handler = shared.settings.handler(request.runtime_handler())?;
+    cni::Bandwidth::from_annotations(&request.annotations().clone().into_iter().collect())
+        .map_err(|error| PodError::Invalid(types::error::chain(&error)))?;
+    let id = types::SandboxId::from_random(sys::random::bytes());
+    let object = super::display(&request);
+    let cgroup = shared.drivers.cgroups.oci_path(request.cgroup_parent(), id.as_str()).map_err(|error| {
+        PodError::Step { verb: "run sandbox", object, step: "cgroup", source: error.into() }
+    })?;
+    let netns = (!request.host_network()).then(|| shared.settings.netns_dir.join(netns_name()));
+    let shm = (!request.host_ipc()).then(|| shared.layout().pod_dir(&id).join("shm"));
+    Ok(SandboxRecord {
+        version: VERSION,
+        id,
+        handler: handler.name.clone(),
+        phase: SandboxPhase::Creating,
+        created_at: shared.now(),
+        netns,
+        shm,
+        cgroup,
+        pause_image: None,
+        pause_pid: None,
+        ips: Vec::new(),
+        network: None,
+        request: Arc::new(request),
+    })
+}
+
+/// `cni-<uuid>`: the form that node agents look for beneath `/run/netns`.
+fn netns_name() -> String {
+    let mut bytes: [u8; 16] = sys::random::bytes();
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    let hex = types::id::hex(&bytes);
+    let part = |range: std::ops::Range<usize>| hex.get(range).unwrap_or_default();
+    format!("cni-{}-{}-{}-{}-{}", part(0..8), part(8..12), part(12..16), part(16..20), part(20..32))
+}
+
+/// Performs the steps; on failure undoes them before the error is returned.
+pub(super) async fn run(shared: &Arc<Shared>, record: SandboxRecord) -> Result<Running, PodError> {
+    let object = super::display(&record.request);
+    let steps = Steps::new(shared, "run sandbox", object, record.id.as_str());
+    let mut attempt = Attempt { shared, steps, record, connection: None };
+    match attempt.perform().await {
+        Ok(()) => match attempt.connection {
+            Some(connection) => Ok(Running { record: attempt.record, connection }),
+            None => Err(PodError::ShuttingDown),
+        },
+        Err(error) => {
+            attempt.undo().await;
+            Err(error)
+        }
+    }
+}
+
+struct Attempt<'a> {
+    shared: &'a Arc<Shared>,
+    steps: Steps<'a>,
+    record: SandboxRecord,
+    connection: Option<Connection>,
+}
+
+impl Attempt<'_> {
+    async fn perform(&mut self) -> Result<(), PodError> {
+        let handler = self.shared.settings.handler(&self.record.handler)?.clone();
+        self.steps.run("record", self.record.save(self.shared.layout())).await?;
+        self.steps.run("files", files::make_pod_files(self.shared, &self.record)).await?;
+        let rootfs = self.lease_pause().await?;
+        self.make_netns().await?;
+        let (network, pause) = tokio::join!(
+            network::attach(self.shared, &self.steps, &self.record),
+            start_pause(self.shared, &self.steps, &self.record, &handler, rootfs, &mut self.connection),
+        );
+        // Both have ended, so nothing is being made any more when the error of either is looked at.
+        if let Some(attachment) = network? {
+            self.record.ips = attachment.ips;
+            self.record.network = Some(attachment.result);
+        }
+        self.record.pause_pid = Some(pause?);
+        self.record.phase = SandboxPhase::Ready;
+        self.steps.run("publish", self.record.save(self.shared.layout())).await
+    }
+
+    /// Holds the configured pause image, if one is; otherwise the embedded program serves.
+    async fn lease_pause(&mut self) -> Result<Option<image::Rootfs>, PodError> {
+        let Some(reference) = self.shared.settings.pause_image.clone() else { return Ok(None) };
+        let images = &self.shared.drivers.images;
+        let Some(found) = images.resolve(&reference) else { return Err(PodError::ImageNotFound(reference)) };
+        self.record.pause_image = Some(found.id.clone());
+        self.steps.run("record", self.record.save(self.shared.layout())).await?;
+        let owner = self.record.id.as_str();
+        self.steps.run("image", images.lease(owner, &found.id)).await.map(Some)
+    }
+
+    async fn make_netns(&self) -> Result<(), PodError> {
+        let Some(path) = self.record.netns.clone() else { return Ok(()) };
+        let host = Arc::clone(&self.shared.drivers.host);
+        self.steps.run("netns", blocking(move || host.create_netns(&path))).await
+    }
+
+    async fn undo(&mut self) {
+        if self.connection.is_none() {
+            // The monitor may have come up although nobody heard of it.
+            self.connection = self.shared.drivers.monitors.connect(&self.record.id).await.unwrap_or_default();
+        }
+        let monitor = self.connection.as_ref().map(|connection| Arc::clone(&connection.monitor));
+        let target = Target { record: self.record.clone(), containers: Vec::new(), monitor, view: None };
+        if let Err(error) = teardown::remove(self.shared, &target).await {
+            let error = types::error::chain(&error);
+            tracing::error!(pod.id = %self.record.id, error, "a failed sandbox could not be undone; trying again");
+            teardown::retry_removal(self.shared, target);
+        }
+    }
+}
+
+/// Brings up shared memory, the monitor, whose connection is left in `slot`, and the pause container.
+async fn start_pause(
+    shared: &Arc<Shared>,
+    steps: &Steps<'_>,
+    record: &SandboxRecord,
+    handler: &Handler,
+    rootfs: Option<image::Rootfs>,
+    slot: &mut Option<Connection>,
+) -> Result<i32, PodError> {
+    if let Some(path) = record.shm.clone() {
+        let host = Arc::clone(&shared.drivers.host);
+        steps.run("shm", blocking(move || host.mount_shm(&path, SHM_BYTES))).await?;
+    }
+    let connection = steps.run("monitor", shared.drivers.monitors.spawn(&record.id)).await?;
+    let monitor = Arc::clone(&slot.insert(connection).monitor);
+    let id = pause_id(record);
+    let parent = record.request.cgroup_parent().map(str::to_owned);
+    let worker = Arc::clone(shared);
+    let ensure = move || worker.parents.ensure(&*worker.drivers.cgroups, parent.as_deref());
+    steps.run("cgroup", blocking(ensure)).await?;
+    steps.run("bundle", write_bundle(shared, record, rootfs.as_ref())).await?;
+    let request = create_request(shared, record, handler, rootfs, id.clone());
+    let pid = steps.run("OCI create", monitor.create(request)).await?;
+    steps.run("OCI start", monitor.start(&id)).await?;
+    Ok(pid)
+}
+
+/// The pause container has the sandbox's id.
+pub(super) fn pause_id(record: &SandboxRecord) -> ContainerId {
+    ContainerId::parse(record.id.as_str()).unwrap_or_else(|_| ContainerId::from_random([0; 32]))
+}
+
+async fn write_bundle(
+    shared: &Shared,
+    record: &SandboxRecord,
+    rootfs: Option<&image::Rootfs>,
+) -> Result<(), StepError> {
+    let bundle = shared.layout().bundle(record.id.as_str());
+    let embedded = rootfs.is_none();
+    let path = if embedded { shared.layout().pause_rootfs() } else { bundle.join("rootfs") };
+    let seccomp_profile = sources::read_sandbox_profile(&record.request).await?;
+    let place = SandboxPlace {
+        id: record.id.clone(),
+        rootfs: path,
+        command: if embedded { vec!["/pause".to_owned()] } else { Vec::new() },
+        netns: record.netns.clone(),
+        cgroups_path: record.cgroup.clone(),
+        shm: record.shm.clone(),
+        image: rootfs.map(|rootfs| (*rootfs.config).clone()),
+        seccomp_profile,
+        selinux: None,
+    };
+    let spec = spec::sandbox_spec(&record.request, &shared.settings.facts, &place)?;
+    files::write_bundle(bundle, &spec).await
+}
+
+fn create_request(
+    shared: &Shared,
+    record: &SandboxRecord,
+    handler: &Handler,
+    rootfs: Option<image::Rootfs>,
+    container: ContainerId,
+) -> CreateRequest {
+    let bundle = shared.layout().bundle(record.id.as_str());
+    let overlay = rootfs.map(|rootfs| files::read_only(rootfs.layers));
+    CreateRequest {
+        container,
+        rootfs: overlay,
+        runtime: handler.command.clone(),
+        log: None::<PathBuf>,
+        terminal: false,
+        stdin: false,
+        stdin_once: false,
+        exit_file: bundle.join("exit.json"),
+        timeout_ms: u64::try_from(shared.settings.runtime_timeout.as_millis()).unwrap_or(u64::MAX),
+        bundle,
+    }
+}

@@ -1,0 +1,282 @@
+//! Ends pods and frees what they hold: StopPodSandbox, RemovePodSandbox, the undo of a failed RunPodSandbox, and what
+//! recovery finds half made, all by the same steps.
+//!
+//! Each step is idempotent, goes on past the failures of others and reports the first. Processes go first, so that no
+//! connection is cut under a process that still runs. A network plugin that fails or hangs keeps nobody waiting: its DEL
+//! is in the CNI driver's journal and is repeated here with a growing pause until it succeeds.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use monitor_api::{ExitRecord, Monitor};
+use tokio::sync::watch;
+use types::ContainerId;
+
+use super::error::{PodError, StepError};
+use super::layout::Layout;
+use super::network;
+use super::phase::ContainerPhase;
+use super::record::{ContainerRecord, SandboxRecord, blocking};
+use super::run_sandbox::pause_id;
+use super::shared::Shared;
+use super::view::{ContainerState, PodView};
+
+/// How long killed processes may take to be seen dead.
+const KILL_WAIT: Duration = Duration::from_secs(10);
+/// How long the network's teardown may hold up StopPodSandbox; it goes on afterwards.
+const NETWORK_WAIT: Duration = Duration::from_secs(8);
+/// First and longest pause between repetitions of what could not be undone.
+const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+const SIGKILL: i32 = 9;
+
+/// A pod to be torn down.
+#[derive(Debug, Clone)]
+pub(super) struct Target {
+    pub(super) record: SandboxRecord,
+    pub(super) containers: Vec<ContainerRecord>,
+    pub(super) monitor: Option<Arc<dyn Monitor>>,
+    /// The pod's views, to see its containers end; none when no task owns the pod.
+    pub(super) view: Option<watch::Receiver<Arc<PodView>>>,
+}
+
+/// Collects failures while the work goes on.
+#[derive(Debug)]
+struct Failures<'a> {
+    verb: &'static str,
+    target: &'a Target,
+    first: Option<PodError>,
+}
+
+impl<'a> Failures<'a> {
+    fn new(verb: &'static str, target: &'a Target) -> Self {
+        Self { verb, target, first: None }
+    }
+
+    fn note(&mut self, step: &'static str, result: Result<(), StepError>) {
+        let Err(source) = result else { return };
+        let error = types::error::chain(&source);
+        tracing::warn!(pod.id = %self.target.record.id, op = self.verb, step, error, "teardown step failed");
+        let object = super::display(&self.target.record.request);
+        self.first.get_or_insert(PodError::Step { verb: self.verb, object, step, source });
+    }
+
+    fn into_result(self) -> Result<(), PodError> {
+        self.first.map_or(Ok(()), Err)
+    }
+}
+
+/// Ends every process of the pod and releases its network; records, layers and logs stay.
+pub(super) async fn stop(shared: &Arc<Shared>, target: &Target) -> Result<(), PodError> {
+    let mut failures = Failures::new("stop sandbox", target);
+    release(shared, target, &mut failures).await;
+    failures.into_result()
+}
+
+/// Stops the pod and removes everything that is left of it, its record last.
+pub(super) async fn remove(shared: &Arc<Shared>, target: &Target) -> Result<(), PodError> {
+    let mut failures = Failures::new("remove sandbox", target);
+    release(shared, target, &mut failures).await;
+    for container in &target.containers {
+        failures.note("container", discard_container(shared, container).await);
+    }
+    failures.note("files", remove_files(shared, target).await);
+    if target.record.pause_image.is_some() {
+        let released = shared.drivers.images.release(target.record.id.as_str()).await;
+        failures.note("image", released.map_err(Into::into));
+    }
+    let worker = Arc::clone(shared);
+    let collect = move || worker.parents.collect(&*worker.drivers.cgroups);
+    failures.note("cgroup", blocking(collect).await);
+    if failures.first.is_none() {
+        let dir = shared.layout().record_dir(&target.record.id);
+        failures.note("record", blocking(move || Ok(sys::atomic::remove_tree(&dir)?)).await);
+    }
+    failures.into_result()
+}
+
+/// The steps that both verbs share.
+async fn release(shared: &Arc<Shared>, target: &Target, failures: &mut Failures<'_>) {
+    failures.note("containers", kill_containers(shared, target).await);
+    end_processes(shared, target).await;
+    release_network(shared, &target.record).await;
+    if let Some(netns) = target.record.netns.clone() {
+        let host = Arc::clone(&shared.drivers.host);
+        failures.note("netns", blocking(move || host.remove_netns(&netns)).await);
+    }
+    if let Some(shm) = target.record.shm.clone() {
+        let host = Arc::clone(&shared.drivers.host);
+        failures.note("shm", blocking(move || host.unmount(&shm)).await);
+    }
+}
+
+/// Kills the running containers and waits until their exits are recorded.
+async fn kill_containers(shared: &Shared, target: &Target) -> Result<(), StepError> {
+    for container in target.containers.iter().filter(|container| container.phase == ContainerPhase::Running) {
+        kill(shared, container, target.monitor.as_ref()).await;
+    }
+    let Some(mut view) = target.view.clone() else { return Ok(()) };
+    let dead = view.wait_for(|view| view.containers.iter().all(|c| c.state != ContainerState::Running));
+    match tokio::time::timeout(KILL_WAIT, dead).await {
+        // Closed: the pod's task is gone, and nobody records exits any more.
+        Ok(Ok(_) | Err(_)) => Ok(()),
+        Err(_) => Err(StepError::Timeout(format!("containers live on {} s after SIGKILL", KILL_WAIT.as_secs()))),
+    }
+}
+
+/// Sends SIGKILL to everything in the container's cgroup.
+pub(super) async fn kill(shared: &Shared, container: &ContainerRecord, monitor: Option<&Arc<dyn Monitor>>) {
+    if let Some(monitor) = monitor {
+        match monitor.signal(&container.id, SIGKILL, true).await {
+            Ok(()) => return,
+            Err(error) => {
+                let error = types::error::chain(&error);
+                tracing::debug!(container.id = %container.id, error, "the monitor could not kill; using the cgroup");
+            }
+        }
+    }
+    let (cgroups, cgroup) = (Arc::clone(&shared.drivers.cgroups), container.cgroup.clone());
+    if let Err(error) = blocking(move || Ok(cgroups.kill_all(&cgroup)?)).await {
+        super::actor::log_dropped("processes could not be killed by their cgroup", &error);
+    }
+}
+
+/// Ends what is left of the pod in the OCI runtime, pause container last, and then the monitor.
+pub(super) async fn end_processes(shared: &Arc<Shared>, target: &Target) {
+    let handler = &target.record.handler;
+    let monitor = target.monitor.as_ref();
+    for container in &target.containers {
+        free_container(shared, handler, container, monitor).await;
+    }
+    free(shared, handler, &pause_id(&target.record), &target.record.cgroup, monitor).await;
+    if let Some(monitor) = monitor {
+        if let Err(error) = monitor.shutdown().await {
+            let error = types::error::chain(&error);
+            tracing::debug!(pod.id = %target.record.id, error, "the monitor did not take leave");
+        }
+    }
+}
+
+/// Frees what the OCI runtime and the kernel hold of a container whose processes may be dead or not.
+pub(super) async fn free_container(
+    shared: &Arc<Shared>,
+    handler: &str,
+    container: &ContainerRecord,
+    monitor: Option<&Arc<dyn Monitor>>,
+) {
+    free(shared, handler, &container.id, &container.cgroup, monitor).await;
+}
+
+async fn free(
+    shared: &Arc<Shared>,
+    handler: &str,
+    id: &ContainerId,
+    cgroup: &str,
+    monitor: Option<&Arc<dyn Monitor>>,
+) {
+    if let Some(monitor) = monitor {
+        match monitor.delete(id).await {
+            Ok(()) => return,
+            Err(error) => {
+                let error = types::error::chain(&error);
+                tracing::debug!(container.id = %id, error, "the monitor could not delete; doing without it");
+            }
+        }
+    }
+    let cgroups = Arc::clone(&shared.drivers.cgroups);
+    let cgroup = cgroup.to_owned();
+    let state = shared.layout().runtime_root(handler).join(id.as_str());
+    let freed = blocking(move || {
+        cgroups.kill_all(&cgroup)?;
+        cgroups.remove(&cgroup)?;
+        Ok(sys::atomic::remove_tree(&state)?)
+    });
+    if let Err(error) = freed.await {
+        super::actor::log_dropped("a container could not be freed without its monitor", &error);
+    }
+}
+
+/// Detaches the pod's network, at once if that goes quickly, else in a task that repeats it until it is done.
+async fn release_network(shared: &Arc<Shared>, record: &SandboxRecord) {
+    if record.netns.is_none() {
+        return;
+    }
+    let pod = network::describe(record);
+    let worker = Arc::clone(shared);
+    let detach = shared.tasks.spawn(async move { detach_until_done(&worker, pod).await });
+    if tokio::time::timeout(NETWORK_WAIT, detach).await.is_err() {
+        tracing::warn!(pod.id = %record.id, "the network's teardown takes long and goes on behind");
+    }
+}
+
+/// Repeats the network's teardown with a growing pause.
+pub(super) async fn detach_until_done(shared: &Arc<Shared>, pod: cni::PodNetwork) {
+    let mut pause = RETRY.0;
+    loop {
+        match shared.drivers.network.teardown(&pod).await {
+            Ok(()) => return,
+            Err(error) => {
+                let error = types::error::chain(&error);
+                tracing::warn!(pod.id = %pod.sandbox, error, "the network could not be detached; trying again");
+            }
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RETRY.1);
+    }
+}
+
+/// Removes a container's bundle, writable layer, image lease and record.
+pub(super) async fn discard_container(shared: &Shared, container: &ContainerRecord) -> Result<(), StepError> {
+    let bundle = shared.layout().bundle(container.id.as_str());
+    let layer = shared.layout().layer_dir(&container.id);
+    blocking(move || {
+        sys::atomic::remove_tree(&bundle)?;
+        Ok(sys::atomic::remove_tree(&layer)?)
+    })
+    .await?;
+    shared.drivers.images.release(container.id.as_str()).await?;
+    container.delete(shared.layout()).await
+}
+
+async fn remove_files(shared: &Shared, target: &Target) -> Result<(), StepError> {
+    let pod = shared.layout().pod_dir(&target.record.id);
+    let bundle = shared.layout().bundle(target.record.id.as_str());
+    blocking(move || {
+        sys::atomic::remove_tree(&bundle)?;
+        Ok(sys::atomic::remove_tree(&pod)?)
+    })
+    .await
+}
+
+/// The exit that a monitor wrote down, if it did.
+pub(super) async fn read_exit(layout: &Layout, id: &ContainerId) -> Option<ExitRecord> {
+    let path = layout.bundle(id.as_str()).join("exit.json");
+    let read = tokio::task::spawn_blocking(move || read_exit_file(&path)).await;
+    read.ok().flatten()
+}
+
+fn read_exit_file(path: &Path) -> Option<ExitRecord> {
+    let bytes = std::fs::read(path).ok()?;
+    match serde_json::from_slice(&bytes) {
+        Ok(record) => Some(record),
+        Err(error) => {
+            tracing::error!(path = %path.display(), %error, "an exit record cannot be read");
+            None
+        }
+    }
+}
+
+/// Repeats the removal of a sandbox that no task owns any more.
+pub(super) fn retry_removal(shared: &Arc<Shared>, target: Target) {
+    let worker = Arc::clone(shared);
+    shared.tasks.spawn(async move {
+        let mut pause = RETRY.0;
+        loop {
+            tokio::time::sleep(pause).await;
+            if remove(&worker, &target).await.is_ok() {
+                return;
+            }
+            pause = (pause * 2).min(RETRY.1);
+        }
+    });
+}
