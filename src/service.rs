@@ -1,0 +1,57 @@
+//! The gRPC edge: the only part that speaks tonic and the wire types.
+//!
+//! Each RPC is a conversion, one call of the domain and a conversion back; [`status`] turns failures into gRPC codes.
+
+pub mod convert;
+mod image;
+mod runtime;
+mod status;
+
+use std::sync::Arc;
+
+use cri_api::v1::image_service_server::ImageServiceServer;
+use cri_api::v1::runtime_service_server::RuntimeServiceServer;
+use tokio::sync::watch;
+use tonic::service::Routes;
+
+pub use self::image::ImageEdge;
+pub use self::runtime::RuntimeEdge;
+
+use crate::pod::Pods;
+
+/// The largest message that is accepted, in bytes; clients of Kubernetes send and accept 16 MiB.
+const MESSAGE_BYTES: usize = 16 << 20;
+
+/// How far the start of the server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// Records are being made true; lists and verbs wait.
+    Recovering,
+    /// In service.
+    Ready,
+}
+
+/// What the edges are made of.
+#[derive(Debug, Clone)]
+pub struct Parts {
+    /// All pods.
+    pub pods: Pods,
+    /// The image store.
+    pub images: ::image::Images,
+    /// How far the start is.
+    pub readiness: watch::Receiver<Readiness>,
+    /// Configuration in force, as JSON for verbose answers.
+    pub config: Arc<serde_json::Value>,
+}
+
+/// Both CRI services.
+#[must_use]
+pub fn routes(parts: Parts) -> Routes {
+    let images = ImageServiceServer::new(ImageEdge::new(parts.clone()))
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES);
+    let runtime = RuntimeServiceServer::new(RuntimeEdge::new(parts))
+        .max_decoding_message_size(MESSAGE_BYTES)
+        .max_encoding_message_size(MESSAGE_BYTES);
+    Routes::new(runtime).add_service(images)
+}
