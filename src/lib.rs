@@ -1,8 +1,13 @@
 //! The daemon of crimson: a CRI server for kubelet.
 
+pub mod app;
 pub mod cli;
 pub mod config;
+pub mod facts;
+pub mod handlers;
 pub mod listener;
 pub mod logging;
 pub mod notify;
+pub mod pod;
+pub mod service;
 pub mod shutdown;

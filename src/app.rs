@@ -1,0 +1,262 @@
+//! The daemon as a whole: builds the drivers, brings the pods back, serves, and ends.
+//!
+//! Order of the start: take the state directory (one daemon per directory), listen, find out what the host has, open the
+//! stores, serve, recover. Version and ImageFsInfo answer from the moment of serving; what needs the pods waits for the
+//! recovery. Order of the end: accept nothing new, let calls and operations finish, leave containers running.
+
+use std::io;
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::sync::watch;
+use tonic::transport::Server;
+
+use crate::config::{CgroupDriver, Config};
+use crate::listener::{ListenError, Listener};
+use crate::pod::{Drivers, Kernel, Layout, Pods, Settings, StepError};
+use crate::service::{self, Parts, Readiness};
+use crate::shutdown::{Drained, Shutdown};
+use crate::{facts, handlers, notify};
+
+/// Where network namespaces are bound, so that node agents find them.
+const NETNS_DIR: &str = "/run/netns";
+
+/// Why the daemon cannot start or had to end.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The socket or the state directory cannot be had.
+    #[error("listening")]
+    Listen(#[from] ListenError),
+    /// A directory cannot be prepared.
+    #[error("preparing {}", .0.display())]
+    Directory(PathBuf, #[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The image store cannot be opened.
+    #[error("opening the image store")]
+    Images(#[source] image::ImageError),
+    /// The network driver cannot be set up.
+    #[error("setting up the network driver")]
+    Network(#[source] cni::CniError),
+    /// The cgroups of this host cannot be used.
+    #[error("setting up cgroups")]
+    Cgroups(#[source] cgroup::CgroupError),
+    /// The monitor's program is missing.
+    #[error("finding the monitor")]
+    Monitor(#[source] crate::config::ProgramError),
+    /// Pods of an earlier run cannot be brought back.
+    #[error("recovering pods")]
+    Recover(#[source] StepError),
+    /// Signals or the socket cannot be used by the runtime.
+    #[error("starting the server")]
+    Start(#[source] io::Error),
+    /// The server failed.
+    #[error("serving")]
+    Serve(#[source] tonic::transport::Error),
+}
+
+/// Runs the daemon until it is asked to stop.
+///
+/// # Errors
+/// When it cannot start, or serving fails.
+pub async fn run(config: Config, inherited: Option<UnixListener>) -> Result<(), AppError> {
+    let shutdown = Shutdown::new();
+    shutdown.listen().map_err(AppError::Start)?;
+    let layout = Layout::new(config.root.clone(), config.state.clone());
+    let listener = Listener::open(&config.socket, &config.state, inherited)?;
+    prepare(&layout)?;
+    let incoming = listener.into_incoming().map_err(AppError::Start)?;
+
+    let (ready, readiness) = watch::channel(Readiness::Recovering);
+    let parts = build(&config, layout.clone(), &shutdown, readiness).await?;
+    let pods = parts.pods.clone();
+    let stop = shutdown.token();
+    let server = Server::builder()
+        .add_routes(service::routes(parts))
+        .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
+    let mut server = tokio::spawn(server);
+    shutdown.spawn(notify::keep_watchdog(shutdown.token()));
+    ignore_reloads()?;
+
+    let found = pods.recover().await.map_err(AppError::Recover)?;
+    ready.send_replace(Readiness::Ready);
+    notify::ready();
+    tracing::info!(
+        sandboxes = found.sandboxes,
+        containers = found.containers,
+        undone = found.undone,
+        broken = found.broken,
+        path = %config.socket.display(),
+        "ready"
+    );
+    // Waiting for either loses nothing: the server goes on as a task of its own.
+    tokio::select! {
+        ended = &mut server => return flatten(ended),
+        () = shutdown.requested() => {}
+    }
+    end(&config, &layout, &pods, &shutdown, server).await
+}
+
+/// The orderly end: containers go on, and without any the host is left as it was found.
+async fn end(
+    config: &Config,
+    layout: &Layout,
+    pods: &Pods,
+    shutdown: &Shutdown,
+    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+) -> Result<(), AppError> {
+    notify::stopping();
+    let limit = config.limits.shutdown_timeout;
+    let served = tokio::time::timeout(limit, server).await;
+    pods.drain(limit).await;
+    if let Drained::Leaving(tasks) = shutdown.drain(Duration::from_secs(1)).await {
+        tracing::warn!(tasks, "tasks were cut off");
+    }
+    if pods.list().is_empty() {
+        if let Err(error) = sys::mount::unmount(layout.state()) {
+            tracing::debug!(error = types::error::chain(&error), "the state directory stays mounted");
+        }
+    }
+    tracing::info!("stopped");
+    served.map_or(Ok(()), flatten)
+}
+
+fn flatten(
+    ended: Result<Result<(), tonic::transport::Error>, tokio::task::JoinError>,
+) -> Result<(), AppError> {
+    match ended {
+        Ok(result) => result.map_err(AppError::Serve),
+        Err(error) => Err(AppError::Start(io::Error::other(error))),
+    }
+}
+
+/// A reload is not supported yet; the signal must not end the daemon, which is its default.
+fn ignore_reloads() -> Result<(), AppError> {
+    let mut requests = crate::shutdown::reload_requests().map_err(AppError::Start)?;
+    tokio::spawn(async move {
+        use tokio_stream::StreamExt as _;
+        while requests.next().await.is_some() {
+            tracing::warn!("configuration is read at the start only: restart crimson to apply changes");
+        }
+    });
+    Ok(())
+}
+
+/// Makes the directories; the state directory becomes a private mount of its own, so that what is mounted beneath it
+/// travels nowhere.
+fn prepare(layout: &Layout) -> Result<(), AppError> {
+    let failed = |path: &Path| {
+        let path = path.to_owned();
+        move |error: Box<dyn std::error::Error + Send + Sync>| AppError::Directory(path, error)
+    };
+    for (path, mode) in [(layout.root(), 0o711), (layout.state(), 0o711)] {
+        sys::atomic::create_dir_all(path, mode).map_err(|error| failed(path)(error.into()))?;
+    }
+    sys::mount::private_self_bind(layout.state()).map_err(|error| failed(layout.state())(error.into()))?;
+    for path in [layout.pods(), layout.bundles(), layout.layers(), layout.records()] {
+        sys::atomic::create_dir_all(&path, 0o711).map_err(|error| failed(&path)(error.into()))?;
+    }
+    let pause = layout.pause_rootfs();
+    make_pause_rootfs(&pause).map_err(|error| failed(&pause)(error.into()))
+}
+
+/// The root file system of pause containers: the embedded program and the mount points that the OCI runtime needs.
+fn make_pause_rootfs(rootfs: &Path) -> Result<(), sys::FileError> {
+    for dir in ["", "proc", "dev", "dev/pts", "dev/shm", "dev/mqueue", "sys", "etc"] {
+        sys::atomic::create_dir_all(&rootfs.join(dir), 0o755)?;
+    }
+    sys::atomic::write(&rootfs.join("pause"), sys::pause::BINARY, 0o555)
+}
+
+async fn build(
+    config: &Config,
+    layout: Layout,
+    shutdown: &Shutdown,
+    readiness: watch::Receiver<Readiness>,
+) -> Result<Parts, AppError> {
+    let cgroups = open_cgroups(config)?;
+    let systemd = cgroups.kind() == cgroup::DriverKind::Systemd;
+    let (probed, place) = (config.clone(), layout.clone());
+    let found = tokio::task::spawn_blocking(move || handlers::find(&probed, &place, systemd));
+    let images = open_images(config).await?;
+    let network = open_network(config, shutdown).await?;
+    let handlers = found.await.map_err(|error| AppError::Start(io::Error::other(error)))?;
+    let monitor = config.monitor.locate().map_err(AppError::Monitor)?;
+    let monitors = monitor_api::ProcessMonitors { binary: monitor, state_dir: layout.state().to_owned() };
+    let described = describe(config, &handlers);
+    let settings = Settings {
+        facts: facts::gather(cgroup::detect().map_err(AppError::Cgroups)?),
+        handlers: handlers.all,
+        default_handler: handlers.default,
+        pause_image: config.image.pause_image.clone(),
+        runtime_timeout: config.limits.create_timeout,
+        netns_dir: PathBuf::from(NETNS_DIR),
+        exec_output_bytes: config.limits.exec_sync_output_bytes,
+        layout,
+    };
+    let drivers = Drivers {
+        images: Arc::new(images.clone()),
+        network: Arc::new(network),
+        cgroups,
+        monitors: Arc::new(monitors),
+        host: Arc::new(Kernel),
+    };
+    Ok(Parts { pods: Pods::new(drivers, settings), images, readiness, config: Arc::new(described) })
+}
+
+fn open_cgroups(config: &Config) -> Result<Arc<dyn cgroup::CgroupDriver>, AppError> {
+    let kind = match config.cgroup_driver {
+        CgroupDriver::Auto => cgroup::DriverKind::detect(),
+        CgroupDriver::Systemd => cgroup::DriverKind::Systemd,
+        CgroupDriver::Cgroupfs => cgroup::DriverKind::Cgroupfs,
+    };
+    cgroup::open(kind, Path::new(cgroup::DEFAULT_ROOT)).map_err(AppError::Cgroups)
+}
+
+async fn open_images(config: &Config) -> Result<image::Images, AppError> {
+    let pinned = config.image.pause_image.iter().chain(&config.image.pinned).cloned().collect();
+    let store = image::StoreConfig {
+        root: config.root.join("images"),
+        registry_config_dir: Some(config.image.registry_config_dir.clone()),
+        pinned,
+        max_parallel_downloads: config.image.max_parallel_downloads,
+    };
+    image::Images::open(store).await.map_err(AppError::Images)
+}
+
+async fn open_network(config: &Config, shutdown: &Shutdown) -> Result<cni::Cni, AppError> {
+    let network = cni::CniConfig {
+        conf_dir: config.cni.conf_dir.clone(),
+        bin_dirs: config.cni.bin_dirs.clone(),
+        cache_dir: config.root.join("cni"),
+        operation_timeout: config.cni.timeout,
+        ..cni::CniConfig::default()
+    };
+    cni::Cni::open(network, shutdown.token()).await.map_err(AppError::Network)
+}
+
+/// The configuration as `crictl info` shows it, under the names that node tools look for.
+fn describe(config: &Config, handlers: &handlers::Handlers) -> serde_json::Value {
+    let runtimes = handlers.all.values().map(|handler| {
+        let body = json!({ "path": handler.command.path, "working": handler.broken.is_none(), "error": handler.broken });
+        (handler.name.clone(), body)
+    });
+    let runtimes: serde_json::Map<_, _> = runtimes.collect();
+    json!({
+        "sandboxImage": config.image.pause_image.clone().unwrap_or_default(),
+        "rootDir": config.root,
+        "stateDir": config.state,
+        "cni": {
+            "confDir": config.cni.conf_dir,
+            "binDirs": config.cni.bin_dirs,
+            "binDir": config.cni.bin_dirs.first(),
+        },
+        "containerd": {
+            "snapshotter": "overlay",
+            "defaultRuntimeName": handlers.default,
+            "runtimes": runtimes,
+        },
+        "registry": { "configPath": config.image.registry_config_dir },
+    })
+}

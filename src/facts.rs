@@ -1,0 +1,101 @@
+//! What this host offers, found out once at the start.
+
+use std::fs;
+use std::path::Path;
+
+use cgroup::Hierarchy;
+use spec::NodeFacts;
+
+/// Bit of `CAP_SYS_RESOURCE` in the kernel's capability masks.
+const CAP_SYS_RESOURCE: u32 = 24;
+
+/// Asks the kernel.
+#[must_use]
+pub fn gather(hierarchy: Hierarchy) -> NodeFacts {
+    let capabilities = effective_capabilities();
+    let own_score = read("/proc/self/oom_score_adj").trim().parse().unwrap_or(0);
+    let has_sys_resource = capabilities & (1 << CAP_SYS_RESOURCE) != 0;
+    NodeFacts {
+        hierarchy: match hierarchy {
+            Hierarchy::V2 => spec::Hierarchy::V2,
+            Hierarchy::V1 | Hierarchy::Hybrid => spec::Hierarchy::V1,
+        },
+        capabilities: spec::capabilities::from_mask(capabilities),
+        oom_score_adj_floor: NodeFacts::oom_floor(own_score, has_sys_resource),
+        hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
+        swap_accounting: has_swap_accounting(hierarchy),
+        hugepage_sizes: hugepage_sizes(),
+        selinux: is_there("/sys/fs/selinux/enforce"),
+        seccomp: is_there("/proc/sys/kernel/seccomp/actions_avail"),
+        ..NodeFacts::default()
+    }
+}
+
+/// The capabilities of this process, as a mask: the most that any container can get.
+fn effective_capabilities() -> u64 {
+    let status = read("/proc/self/status");
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+fn has_swap_accounting(hierarchy: Hierarchy) -> bool {
+    match hierarchy {
+        Hierarchy::V2 => {
+            let own = read("/proc/self/cgroup");
+            let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
+            is_there(&format!("/sys/fs/cgroup{}/memory.swap.max", path.trim_end_matches('/')))
+        }
+        Hierarchy::V1 | Hierarchy::Hybrid => is_there("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"),
+    }
+}
+
+/// Page sizes that the hugetlb controller can limit, spelled as its files are (`2MB`, `1GB`).
+fn hugepage_sizes() -> Vec<String> {
+    let controllers = read("/proc/cgroups");
+    let enabled = controllers.lines().any(|line| line.starts_with("hugetlb") && line.trim_end().ends_with('1'));
+    let Ok(entries) = fs::read_dir("/sys/kernel/mm/hugepages") else { return Vec::new() };
+    let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
+    let mut sizes: Vec<u64> = names
+        .filter_map(|name| name.strip_prefix("hugepages-")?.strip_suffix("kB")?.parse().ok())
+        .filter(|_| enabled)
+        .collect();
+    sizes.sort_unstable();
+    sizes.into_iter().map(page_size).collect()
+}
+
+fn page_size(kib: u64) -> String {
+    const UNITS: [&str; 3] = ["KB", "MB", "GB"];
+    let mut size = kib;
+    let mut unit = 0;
+    while size % 1024 == 0 && size > 0 && unit + 1 < UNITS.len() {
+        size /= 1024;
+        unit += 1;
+    }
+    format!("{size}{}", UNITS.get(unit).copied().unwrap_or("KB"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+fn is_there(path: &str) -> bool {
+    Path::new(path).try_exists().unwrap_or(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn page_sizes_are_spelled_as_cgroup_files_are() {
+        assert_eq!(page_size(64), "64KB");
+        assert_eq!(page_size(2048), "2MB");
+        assert_eq!(page_size(1 << 20), "1GB");
+        assert_eq!(page_size(16 << 20), "16GB");
+    }
+
+    #[test]
+    fn this_process_has_capabilities() {
+        assert_ne!(effective_capabilities(), 0);
+    }
+}
