@@ -44,9 +44,8 @@ impl Subject {
         }
     }
 
-    fn env(&self, verb: Verb) -> Vec<(&'static str, String)> {
-        vec![
-            ("CNI_COMMAND", verb.as_str().to_owned()),
+    fn env(&self) -> [(&'static str, String); 4] {
+        [
             ("CNI_CONTAINERID", self.sandbox.to_string()),
             ("CNI_NETNS", self.netns.clone()),
             ("CNI_IFNAME", self.interface.clone()),
@@ -116,7 +115,7 @@ impl Chain {
         deadline: Deadline,
     ) -> Result<Value, CniError> {
         let config = pod_config(list, plugin, subject, previous);
-        let output = self.run(plugin, Verb::Add, subject.env(Verb::Add), &config, deadline).await?;
+        let output = self.run(plugin, Verb::Add, Some(subject), &config, deadline).await?;
         let read: Result<Map<String, Value>, _> = serde_json::from_slice(&output);
         let mut result = read.map_err(|source| CniError::Result {
             plugin: plugin.kind.clone(),
@@ -140,7 +139,7 @@ impl Chain {
         let previous = result.filter(|_| list.version.has_check());
         for plugin in list.plugins.iter().take(count).rev() {
             let config = pod_config(list, plugin, subject, previous);
-            self.run(plugin, Verb::Del, subject.env(Verb::Del), &config, deadline).await?;
+            self.run(plugin, Verb::Del, Some(subject), &config, deadline).await?;
         }
         Ok(())
     }
@@ -158,7 +157,7 @@ impl Chain {
         }
         for plugin in &list.plugins {
             let config = pod_config(list, plugin, subject, Some(result));
-            self.run(plugin, Verb::Check, subject.env(Verb::Check), &config, deadline).await?;
+            self.run(plugin, Verb::Check, Some(subject), &config, deadline).await?;
         }
         Ok(())
     }
@@ -182,7 +181,7 @@ impl Chain {
             config.insert("cni.dev/valid-attachments".to_owned(), json!(attachments));
             // The name that the first plugins with GC looked for, after a slip in the specification.
             config.insert("cni.dev/attachments".to_owned(), json!(attachments));
-            failures.extend(self.run(plugin, Verb::Gc, node_env(Verb::Gc), &config, deadline).await.err());
+            failures.extend(self.run(plugin, Verb::Gc, None, &config, deadline).await.err());
         }
         CniError::collect(failures)
     }
@@ -193,7 +192,7 @@ impl Chain {
             return Ok(());
         }
         for plugin in &list.plugins {
-            self.run(plugin, Verb::Status, node_env(Verb::Status), &config(list, plugin), deadline).await?;
+            self.run(plugin, Verb::Status, None, &config(list, plugin), deadline).await?;
         }
         Ok(())
     }
@@ -202,29 +201,27 @@ impl Chain {
         &self,
         plugin: &Plugin,
         verb: Verb,
-        mut env: Vec<(&'static str, String)>,
+        subject: Option<&Subject>,
         config: &Map<String, Value>,
         deadline: Deadline,
     ) -> Result<Vec<u8>, CniError> {
         let program = plugin::find(&plugin.kind, &self.bin_dirs)?;
-        env.push(("CNI_PATH", self.search_path()));
+        let mut env = vec![("CNI_COMMAND", verb.as_str().to_owned()), ("CNI_PATH", self.search_path())];
+        env.extend(subject.map(Subject::env).into_iter().flatten());
+        let sandbox = subject.map(|subject| &subject.sandbox);
         let config = serde_json::to_vec(config).map_err(|source| CniError::Result {
             plugin: plugin.kind.clone(),
             command: verb.as_str(),
             source,
         })?;
-        Run { plugin: &plugin.kind, verb, env: &env, config: &config, deadline }.execute(&program).await
+        let run = Run { plugin: &plugin.kind, verb, sandbox, env: &env, config: &config, deadline };
+        run.execute(&program).await
     }
 
     /// Where plugins find the plugins that they delegate to.
     fn search_path(&self) -> String {
         self.bin_dirs.iter().map(|dir| dir.display().to_string()).collect::<Vec<_>>().join(":")
     }
-}
-
-/// Environment of the verbs that are about no pod.
-fn node_env(verb: Verb) -> Vec<(&'static str, String)> {
-    vec![("CNI_COMMAND", verb.as_str().to_owned())]
 }
 
 /// A plugin's configuration as the specification derives it from the list.
@@ -271,7 +268,7 @@ mod tests {
     #[test]
     fn arguments_have_the_names_that_plugins_look_for() {
         let pod = testing::pod(1);
-        let id = "01".repeat(32);
+        let id = &pod.sandbox;
         let expected = format!(
             "IgnoreUnknown=1;K8S_POD_NAMESPACE=default;K8S_POD_NAME=web;K8S_POD_INFRA_CONTAINER_ID={id};K8S_POD_UID=uid-1"
         );

@@ -7,7 +7,8 @@
 //! | all plugins ran, result not written | a record without result | the same |
 //! | result written | an attachment | the same, with the result |
 //!
-//! A failed ADD is undone at once, by DEL of the plugins that had been started; if that fails too, the record stays.
+//! Each operation is a task of its own: a caller that goes away does not stop it, and the next operation on the sandbox
+//! waits for it. A failed ADD is undone at once, by DEL of the plugins that had been started; if that fails too, the record stays.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
+use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use types::SandboxId;
 
@@ -25,8 +26,9 @@ use crate::chain::{self, Chain, Subject};
 use crate::config::CniConfig;
 use crate::discover::Source;
 use crate::error::CniError;
-use crate::gate::Gate;
+use crate::gate::{Gate, Operation};
 use crate::network::{Attachment, Network, NetworkStatus};
+use crate::orphan;
 use crate::plugin::Deadline;
 use crate::pod::PodNetwork;
 use crate::published::Published;
@@ -55,6 +57,8 @@ struct Inner {
     state: watch::Receiver<Published>,
     /// Sandboxes that this process attached and did not begin to detach.
     live: Mutex<BTreeSet<SandboxId>>,
+    /// Sandboxes that were on record at start and not worked on since: an earlier life's plugins may still run.
+    inherited: Mutex<BTreeSet<SandboxId>>,
 }
 
 impl Cni {
@@ -76,8 +80,10 @@ impl Cni {
         let chain = Chain { bin_dirs: config.bin_dirs.clone() };
         let end = shutdown.child_token();
         let state = syncer::spawn(config.conf_dir.clone(), chain.clone(), rhythm, end.clone()).await;
+        let inherited =
+            Mutex::new(records.list().map_err(|error| records.unusable(error))?.into_iter().collect());
         let (gate, live) = (Gate::default(), Mutex::default());
-        let inner = Arc::new(Inner { config, chain, records, gate, state, live });
+        let inner = Arc::new(Inner { config, chain, records, gate, state, live, inherited });
         Ok(Self { inner, _tasks: end.drop_guard() })
     }
 
@@ -93,21 +99,23 @@ impl Cni {
 #[async_trait]
 impl Network for Cni {
     async fn setup(&self, pod: &PodNetwork) -> Result<Attachment, CniError> {
-        self.inner.setup(pod).await
+        let (inner, pod) = (Arc::clone(&self.inner), pod.clone());
+        finish(tokio::spawn(async move { inner.setup(&pod).await })).await
     }
 
     async fn teardown(&self, pod: &PodNetwork) -> Result<(), CniError> {
-        self.inner.teardown(pod).await
+        let (inner, pod) = (Arc::clone(&self.inner), pod.clone());
+        finish(tokio::spawn(async move { inner.teardown(&pod).await })).await
     }
 
     async fn check(&self, pod: &PodNetwork) -> Result<(), CniError> {
-        self.inner.check(pod).await
+        let (inner, pod) = (Arc::clone(&self.inner), pod.clone());
+        finish(tokio::spawn(async move { inner.check(&pod).await })).await
     }
 
     async fn gc(&self, valid: &[SandboxId]) -> Result<(), CniError> {
-        let failures = collect_stale(&self.inner, valid).await;
-        let collected = self.inner.collect_unknown(valid).await;
-        CniError::collect(failures.into_iter().chain(collected.err()).collect())
+        let (inner, valid) = (Arc::clone(&self.inner), valid.to_vec());
+        finish(tokio::spawn(async move { inner.gc(&valid).await })).await
     }
 
     fn status(&self) -> NetworkStatus {
@@ -133,12 +141,23 @@ impl Network for Cni {
     }
 }
 
+/// Waits for an operation. Its panic is the caller's; it is cancelled only by the end of the runtime.
+async fn finish<T>(operation: JoinHandle<Result<T, CniError>>) -> Result<T, CniError> {
+    match operation.await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(_) => Err(CniError::Interrupted),
+        },
+    }
+}
+
 impl Inner {
     async fn setup(&self, pod: &PodNetwork) -> Result<Attachment, CniError> {
         chain::check_arguments(pod)?;
         let netns = netns_of_new(pod)?;
         let network = self.network()?;
-        let _operation = self.gate.enter(&pod.sandbox).await;
+        let _operation = self.enter(&pod.sandbox).await?;
         self.undo_earlier(pod).await?;
         self.chain.check_programs(&network.list)?;
         let mut record = self.intend(pod, &network).await?;
@@ -149,6 +168,16 @@ impl Inner {
                 Err(error)
             }
         }
+    }
+
+    /// Waits until nothing else works on the sandbox, neither in this life nor from an earlier one.
+    async fn enter(&self, sandbox: &SandboxId) -> Result<Operation<'_>, CniError> {
+        let operation = self.gate.enter(sandbox).await;
+        if self.inherited().contains(sandbox) {
+            orphan::wait_for_end(sandbox, self.deadline()).await?;
+            self.inherited().remove(sandbox);
+        }
+        Ok(operation)
     }
 
     /// What an earlier attempt for the same sandbox left is undone before the next one.
@@ -201,7 +230,7 @@ impl Inner {
     }
 
     async fn teardown(&self, pod: &PodNetwork) -> Result<(), CniError> {
-        let _operation = self.gate.enter(&pod.sandbox).await;
+        let _operation = self.enter(&pod.sandbox).await?;
         self.detach(&pod.sandbox, Some(pod)).await
     }
 
@@ -223,10 +252,27 @@ impl Inner {
 
     /// DEL and the end of the record.
     async fn undo(&self, record: &Record, netns: Option<&Path>) -> Result<(), CniError> {
+        let deadline = self.deadline();
+        let mut deleted = self.delete(record, netns, deadline).await;
+        if record.result.is_none() && matches!(deleted, Err(CniError::Plugin { .. } | CniError::Died { .. }))
+        {
+            // A plugin that was killed half-way through ADD may stumble once over what it did not get to make: bridge
+            // removes the interface, fails at a firewall chain that is not there, and succeeds when asked again.
+            deleted = self.delete(record, netns, deadline).await;
+        }
+        deleted?;
+        self.records.remove(&record.pod.sandbox).await
+    }
+
+    async fn delete(
+        &self,
+        record: &Record,
+        netns: Option<&Path>,
+        deadline: Deadline,
+    ) -> Result<(), CniError> {
         let subject = Subject::new(&record.pod, netns_if_alive(netns), &record.interface);
         let count = record.started.unwrap_or(record.list.plugins.len());
-        self.chain.del(&record.list, count, &subject, record.result.as_ref(), self.deadline()).await?;
-        self.records.remove(&record.pod.sandbox).await
+        self.chain.del(&record.list, count, &subject, record.result.as_ref(), deadline).await
     }
 
     /// With a damaged record the present network is the best guess at what has to be undone. Without one nothing can
@@ -242,13 +288,19 @@ impl Inner {
     }
 
     async fn check(&self, pod: &PodNetwork) -> Result<(), CniError> {
-        let _operation = self.gate.enter(&pod.sandbox).await;
+        let _operation = self.enter(&pod.sandbox).await?;
         let Lookup::Found(record) = self.records.read(&pod.sandbox).await? else {
             return Err(CniError::NotAttached);
         };
         let Some(result) = &record.result else { return Err(CniError::NotAttached) };
         let subject = Subject::new(&record.pod, netns_if_alive(pod.netns.as_deref()), &record.interface);
         self.chain.check(&record.list, &subject, result, self.deadline()).await
+    }
+
+    async fn gc(self: &Arc<Self>, valid: &[SandboxId]) -> Result<(), CniError> {
+        let failures = collect_stale(self, valid).await;
+        let collected = self.collect_unknown(valid).await;
+        CniError::collect(failures.into_iter().chain(collected.err()).collect())
     }
 
     /// Lets the plugins release what belongs to no valid attachment; nothing else runs meanwhile.
@@ -282,6 +334,10 @@ impl Inner {
         Deadline::after(self.config.operation_timeout)
     }
 
+    fn inherited(&self) -> MutexGuard<'_, BTreeSet<SandboxId>> {
+        self.inherited.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn live(&self) -> MutexGuard<'_, BTreeSet<SandboxId>> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -301,16 +357,14 @@ async fn collect_stale(inner: &Arc<Inner>, valid: &[SandboxId]) -> Vec<CniError>
         {
             let inner = Arc::clone(inner);
             running.spawn(async move {
-                let _operation = inner.gate.enter(&sandbox).await;
+                let _operation = inner.enter(&sandbox).await?;
                 inner.detach(&sandbox, None).await
             });
         }
         match running.join_next().await {
             None => return failures,
             Some(Ok(done)) => failures.extend(done.err()),
-            Some(Err(error)) => {
-                failures.push(CniError::Record { action: "removed", source: Box::new(error) });
-            }
+            Some(Err(_)) => failures.push(CniError::Interrupted),
         }
     }
 }

@@ -118,6 +118,9 @@ pub enum CniError {
     /// CHECK was asked for a pod that has no record.
     #[error("the pod is not attached to a network")]
     NotAttached,
+    /// This process is shutting down. What was begun goes on or is undone after the next start.
+    #[error("the network operation was interrupted by a shutdown")]
+    Interrupted,
     /// GC found no moment without another operation.
     #[error("network garbage collection found no quiet moment within {0:?}")]
     Busy(Duration),
@@ -163,6 +166,7 @@ impl Kind for CniError {
             Self::InvalidPod { .. } => ErrorKind::InvalidArgument,
             Self::Deadline { .. } => ErrorKind::DeadlineExceeded,
             Self::NotAttached => ErrorKind::NotFound,
+            Self::Interrupted => ErrorKind::Cancelled,
             Self::Several(failures) => failures.first().map_or(ErrorKind::Internal, Kind::kind),
             Self::Start { .. }
             | Self::Plugin { .. }

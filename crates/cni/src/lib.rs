@@ -13,7 +13,8 @@
 //!   leaves a record from which [`Network::teardown`] or [`Network::gc`] finishes the job.
 //! * DEL uses the list that ADD used, even when the configuration directory has changed or is gone.
 //! * Every plugin has a deadline; at its end the plugin's whole process group is killed. Dropping the future of an
-//!   operation kills it too, and leaves the record.
+//!   operation stops nothing: it goes on to its end, and the next operation on the sandbox waits for it, also when that
+//!   comes from a new process after the old one was killed.
 //! * [`Network::status`] reads what was published last: it never runs a plugin and never waits.
 //! * One operation per sandbox at a time, different sandboxes in parallel; CNI's GC verb runs while nothing else does.
 //!
@@ -36,6 +37,7 @@ pub mod fake;
 mod gate;
 mod list;
 mod network;
+mod orphan;
 mod plugin;
 mod pod;
 mod published;

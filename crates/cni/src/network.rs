@@ -52,8 +52,8 @@ impl NetworkStatus {
 
 /// Connects pods to the network and disconnects them.
 ///
-/// Futures may be dropped at any time: running plugins are killed, and what had been begun stays on record for
-/// [`Network::teardown`].
+/// Futures may be dropped at any time: the operation goes on to its end, the next one on the same sandbox waits for it,
+/// and [`Network::teardown`] undoes what it did.
 #[async_trait]
 pub trait Network: Send + Sync + Debug {
     /// Attaches the pod. On failure everything that was begun has been undone, or is still on record for a

@@ -2,6 +2,10 @@
 //! group of its own, with a cleared environment, bounded output, and an end.
 //!
 //! A process that a plugin leaves behind neither holds its result up nor is killed: some plugins start daemons.
+//!
+//! A run for a pod is not killed because nobody waits for it any more, as when this process ends: plugins do not stand
+//! being killed half-way (host-local leaves a lease that belongs to nobody). Its stdin is named after the sandbox, by
+//! which [`crate::orphan`] finds it again.
 
 use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
@@ -19,9 +23,11 @@ use sys::spawn::Program;
 use tokio::net::unix::pipe::Receiver;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, timeout, timeout_at};
+use types::SandboxId;
 
 use crate::capture::{Capture, CaptureError, Excess};
 use crate::error::CniError;
+use crate::orphan;
 
 /// Most bytes that a result may have.
 pub(crate) const STDOUT_LIMIT: usize = 1 << 20;
@@ -32,7 +38,7 @@ const ERROR_TAIL: usize = 1024;
 /// Where plugins find the programs they call (iptables, ip …); this process's own PATH is not theirs.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// How long a killed plugin is waited for before the reaper is left to it.
-const REAP: Duration = Duration::from_secs(1);
+pub(crate) const REAP: Duration = Duration::from_secs(1);
 /// A program that is being replaced cannot be started for a moment.
 const BUSY_TRIES: u32 = 20;
 const BUSY_PAUSE: Duration = Duration::from_millis(25);
@@ -77,6 +83,8 @@ impl Deadline {
 pub(crate) struct Run<'a> {
     pub(crate) plugin: &'a str,
     pub(crate) verb: Verb,
+    /// The sandbox it is about; None for a question about the node, which ends when nobody waits for the answer.
+    pub(crate) sandbox: Option<&'a SandboxId>,
     pub(crate) env: &'a [(&'static str, String)],
     pub(crate) config: &'a [u8],
     pub(crate) deadline: Deadline,
@@ -166,10 +174,12 @@ struct Report {
     details: String,
 }
 
-/// A started plugin. Dropped before its end, it is killed with everything in its process group.
+/// A started plugin.
 #[derive(Debug)]
 struct Running {
     child: Child,
+    /// What to do with the plugin when this is dropped before its end.
+    kill_on_drop: bool,
     group: Option<Pid>,
     stdout: Capture,
     stderr: Capture,
@@ -197,11 +207,12 @@ impl Running {
             .iter()
             .fold(Program::new(program, Path::new("/")), |program, (name, value)| program.env(name, value));
         let program =
-            program.env("PATH", PATH).stdin(config_file(run.config)?).stdout(stdout_end).stderr(stderr_end);
+            program.env("PATH", PATH).stdin(config_file(run)?).stdout(stdout_end).stderr(stderr_end);
         let command = program.own_process_group().into_command().map_err(io::Error::other)?;
         // The command holds our copies of the streams' other ends; it ends with the statement.
-        let child = Command::from(command).kill_on_drop(true).spawn()?;
+        let child = Command::from(command).spawn()?;
         Ok(Self {
+            kill_on_drop: run.sandbox.is_none(),
             group: child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)),
             child,
             stdout: Capture::new(stdout, STDOUT_LIMIT, Excess::Refuse),
@@ -251,7 +262,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.kill();
+        if self.kill_on_drop {
+            self.kill();
+        }
     }
 }
 
@@ -263,9 +276,10 @@ fn output() -> io::Result<(Receiver, OwnedFd)> {
 
 /// The configuration as a file in memory: no task has to feed a pipe, and a plugin that does not read loses nobody's
 /// time.
-fn config_file(config: &[u8]) -> io::Result<OwnedFd> {
-    let mut file = fs::File::from(rustix::fs::memfd_create(c"cni-config", MemfdFlags::CLOEXEC)?);
-    file.write_all(config)?;
+fn config_file(run: &Run<'_>) -> io::Result<OwnedFd> {
+    let name = run.sandbox.map_or_else(|| "cni-config".to_owned(), orphan::stdin_name);
+    let mut file = fs::File::from(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?);
+    file.write_all(run.config)?;
     file.seek(SeekFrom::Start(0))?;
     Ok(file.into())
 }
@@ -295,7 +309,7 @@ mod tests {
         async fn run(&self, config: &[u8], limit: Duration) -> Result<Vec<u8>, CniError> {
             let env = [("CNI_COMMAND", "ADD".to_owned())];
             let deadline = Deadline::after(limit);
-            let run = Run { plugin: "p", verb: Verb::Add, env: &env, config, deadline };
+            let run = Run { plugin: "p", verb: Verb::Add, sandbox: None, env: &env, config, deadline };
             run.execute(&find("p", &[self.bench.path("none"), self.bench.path("bin")])?).await
         }
 
@@ -369,7 +383,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn dropping_the_run_kills_the_group() {
+    async fn a_question_about_the_node_ends_with_the_asker() {
         let case = Case::new("");
         let fifo = case.bench.path("log/fifo");
         rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)

@@ -118,6 +118,11 @@ impl Records {
         sys::atomic::sweep(&self.dir).map_err(|error| failed("removed", error))
     }
 
+    /// The error of a directory that cannot be listed.
+    pub(crate) fn unusable(&self, error: io::Error) -> CniError {
+        CniError::Directory { path: self.dir.clone(), source: Box::new(error) }
+    }
+
     fn directory_error(&self, error: CniError) -> CniError {
         match error {
             CniError::Record { source, .. } => CniError::Directory { path: self.dir.clone(), source },

@@ -11,9 +11,17 @@ use types::SandboxId;
 use crate::config::CniConfig;
 use crate::pod::{Dns, PodNetwork};
 
+thread_local! {
+    /// Sandbox ids are the host's, not the test's: two tests must not have the same, and each test has a thread.
+    static RANDOM: [u8; 32] = sys::random::bytes();
+}
+
+/// A pod of this test; the same `seed` gives the same pod, and ids are ordered as their seeds.
 pub(crate) fn pod(seed: u8) -> PodNetwork {
+    let mut id = RANDOM.with(|random| *random);
+    id[0] = seed;
     PodNetwork {
-        sandbox: SandboxId::from_random([seed; 32]),
+        sandbox: SandboxId::from_random(id),
         name: "web".to_owned(),
         namespace: "default".to_owned(),
         uid: "uid-1".to_owned(),
@@ -122,7 +130,10 @@ pub(crate) fn fails(verb: &str, code: u32, ip: &str) -> String {
     )
 }
 
+/// Puts a program in place by renaming, as packages do: one that runs from `path` now is not disturbed.
 pub(crate) fn write_program(path: &Path, text: &str) {
-    fs::write(path, text).unwrap();
-    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    let new = path.with_extension("new");
+    fs::write(&new, text).unwrap();
+    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::rename(&new, path).unwrap();
 }

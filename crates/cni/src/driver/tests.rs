@@ -140,12 +140,27 @@ async fn what_could_not_be_undone_stays_on_record_until_it_is() {
     let cni = open(&bench).await;
     let error = cni.setup(&pod(1)).await.unwrap_err();
     assert!(matches!(error, CniError::Plugin { command: "ADD", .. }), "{error}");
-    assert_eq!(bench.calls(), ["a ADD", "b ADD", "b DEL"], "an address is kept while rules may lead to it");
+    let calls = ["a ADD", "b ADD", "b DEL", "b DEL"];
+    assert_eq!(bench.calls(), calls, "an address is kept while rules may lead to it");
     let error = cni.teardown(&pod(1)).await.unwrap_err();
     assert!(matches!(error, CniError::Plugin { command: "DEL", .. }), "{error}");
     assert_eq!(bench.records(), 1);
     bench.good_plugin("b", "10.1.0.2");
     cni.teardown(&pod(1)).await.unwrap();
+    assert_eq!(bench.records(), 0);
+}
+
+#[tokio::test]
+async fn a_plugin_that_stumbles_once_over_its_unfinished_work_is_asked_again() {
+    let bench = bench("1.0.0", &["a"]);
+    let cni = open(&bench).await;
+    bench.plugin(
+        "a",
+        "[ $CNI_COMMAND = ADD ] && { : > unfinished; exit 1; }; mv unfinished x && exit 1; rm x",
+    );
+    let error = cni.setup(&pod(1)).await.unwrap_err();
+    assert!(matches!(error, CniError::Died { command: "ADD", .. }), "{error}");
+    assert_eq!(bench.calls(), ["a ADD", "a DEL", "a DEL"]);
     assert_eq!(bench.records(), 0);
 }
 
@@ -202,33 +217,84 @@ async fn a_hanging_plugin_costs_its_time_and_no_more() {
     let config = CniConfig { operation_timeout: Duration::from_secs(2), ..bench.config() };
     let cni = Cni::open(config, CancellationToken::new()).await.unwrap();
     let error = cni.setup(&pod(1)).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded);
+    assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
     assert_eq!(error.to_string(), r#"cni plugin "a" did not finish ADD within 2s"#);
     assert_eq!((bench.calls(), bench.records()), (vec!["a ADD".to_owned(), "a DEL".to_owned()], 0));
 }
 
+/// Begins a setup in a runtime of its own and lets the whole runtime die when the plugins have opened and closed the
+/// fifo `reached`. The plugin that runs then goes on without a parent that waits for it.
+async fn die_during_setup(bench: &Bench, pod: PodNetwork, reached: PathBuf) {
+    let life = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    let config = bench.config();
+    life.spawn(async move {
+        let cni = Cni::with_rhythm(config, events_only(), &CancellationToken::new()).await.unwrap();
+        cni.setup(&pod).await
+    });
+    read_to_end(reached).await;
+    tokio::task::spawn_blocking(move || life.shutdown_timeout(Duration::from_secs(10))).await.unwrap();
+}
+
 #[tokio::test]
-async fn death_in_the_middle_of_add_leaves_enough_to_undo_it() {
+async fn death_in_the_middle_of_add_leaves_enough_to_undo_it_when_the_plugin_has_ended() {
     let bench = bench("1.0.0", &["a", "b"]);
-    let reached = fifo(&bench, "reached");
-    bench.plugin("b", &format!("echo here > {}; exec sleep 1000", reached.display()));
-    let cni = open(&bench).await;
-    let dying = pod(1);
-    tokio::select! {
-        _ = cni.setup(&dying) => panic!("plugin b does not end by itself"),
-        text = read_to_end(reached) => assert_eq!(text, "here\n"),
-    }
-    drop(cni);
+    let (reached, go_on) = (fifo(&bench, "reached"), fifo(&bench, "go_on"));
+    bench.plugin("b", &format!("echo > {}; cat {}; echo late >> calls", reached.display(), go_on.display()));
+    die_during_setup(&bench, pod(1), reached).await;
+    assert_eq!(bench.calls(), ["a ADD", "b ADD"]);
     bench.good_plugin("b", "10.1.0.9");
-    bench.forget_calls();
 
     let cni = open(&bench).await;
     assert_eq!(cni.cached(), [pod(1).sandbox]);
-    let error = cni.check(&pod(1)).await.unwrap_err();
-    assert!(matches!(error, CniError::NotAttached), "an attachment without result is none");
-    cni.setup(&pod(1)).await.unwrap();
-    assert_eq!(bench.calls(), ["b DEL", "a DEL", "a ADD", "b ADD"], "the next attempt starts clean");
+    cni.setup(&pod(2)).await.unwrap();
+    let one = pod(1);
+    let (attached, ()) = tokio::join!(cni.setup(&one), async {
+        tokio::task::spawn_blocking(move || fs::write(go_on, "now").unwrap()).await.unwrap();
+    });
+    attached.unwrap();
+    let calls = ["a ADD", "b ADD", "a ADD", "b ADD", "late", "b DEL", "a DEL", "a ADD", "b ADD"];
+    assert_eq!(
+        bench.calls(),
+        calls,
+        "the old plugin ends, what it did is undone, the new attempt starts clean"
+    );
     assert!(!bench.conf("b", "DEL").as_object().unwrap().contains_key("prevResult"));
+}
+
+#[tokio::test]
+async fn a_plugin_of_an_earlier_life_that_never_ends_is_killed() {
+    let bench = bench("1.0.0", &["a"]);
+    let reached = fifo(&bench, "reached");
+    bench.plugin("a", &format!("echo > {}; exec sleep 1000", reached.display()));
+    die_during_setup(&bench, pod(1), reached).await;
+    bench.good_plugin("a", "10.1.0.2");
+    let config = CniConfig { operation_timeout: Duration::from_secs(1), ..bench.config() };
+    let cni = Cni::open(config, CancellationToken::new()).await.unwrap();
+    let error = cni.check(&pod(1)).await.unwrap_err();
+    assert!(matches!(error, CniError::NotAttached), "an attachment without result is none: {error}");
+    cni.teardown(&pod(1)).await.unwrap();
+    assert_eq!((bench.calls(), bench.records()), (vec!["a ADD".to_owned(), "a DEL".to_owned()], 0));
+}
+
+#[tokio::test]
+async fn a_caller_that_goes_away_stops_nothing() {
+    let bench = bench("1.0.0", &["a"]);
+    let (reached, go_on) = (fifo(&bench, "reached"), fifo(&bench, "go_on"));
+    let wait =
+        format!("[ $CNI_COMMAND = ADD ] && {{ echo > {}; cat {}; }}", reached.display(), go_on.display());
+    bench.plugin("a", &format!("{wait}\n{}", answer("10.1.0.2")));
+    let cni = open(&bench).await;
+    let pod = pod(1);
+    tokio::select! {
+        _ = cni.setup(&pod) => panic!("the plugin waits for the test"),
+        _ = read_to_end(reached) => {}
+    }
+    let (detached, ()) = tokio::join!(cni.teardown(&pod), async {
+        tokio::task::spawn_blocking(move || fs::write(go_on, "").unwrap()).await.unwrap();
+    });
+    detached.unwrap();
+    assert!(bench.conf("a", "DEL").get("prevResult").is_some(), "ADD had come to its end");
+    assert_eq!(bench.records(), 0);
 }
 
 #[tokio::test]
