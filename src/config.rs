@@ -117,12 +117,8 @@ pub struct Monitor {
 pub struct Limits {
     /// Bytes kept of each output stream of ExecSync.
     pub exec_sync_output_bytes: usize,
-    /// Bytes after which a log line is split.
-    pub container_log_line_bytes: usize,
     /// How long an OCI runtime may take to create a container.
     pub create_timeout: Duration,
-    /// How long the processes of a killed container may take to be gone.
-    pub kill_timeout: Duration,
     /// How long calls in progress may take when the server stops.
     pub shutdown_timeout: Duration,
 }

@@ -30,7 +30,7 @@ table! {
 table! {
     /// What is written to standard error.
     pub struct LogTable {
-        /// How much: "error", "warn", "info", "debug" or "trace". Libraries log from "trace" on.
+        /// How much: "error", "warn", "info", "debug" or "trace". Libraries are held to warnings until "trace".
         level: Level = Level::Info,
         /// In which form: "text" for people, "json" for programs.
         format: Format = Format::Text,
@@ -100,17 +100,13 @@ table! {
 }
 
 table! {
-    /// What no container and no call may exceed.
+    /// What no call may exceed.
     pub struct LimitsTable {
         /// Bytes of each output stream that ExecSync returns, 1 KiB to 64 MiB. More is dropped while the command goes
         /// on. kubelet takes messages of at most 16 MiB.
         exec_sync_output_bytes: Whole<1024, 67_108_864> = const { Whole::literal(16 * 1024 * 1024) },
-        /// Bytes after which a line of a container's log is split, 256 to 1048576.
-        container_log_line_bytes: Whole<256, 1_048_576> = const { Whole::literal(16384) },
         /// Seconds an OCI runtime may take to create a container before it is killed.
         create_timeout_secs: Seconds = const { Seconds::literal(240) },
-        /// Seconds to wait, after a container was killed, for its processes to be gone.
-        kill_timeout_secs: Seconds = const { Seconds::literal(10) },
         /// Seconds that calls in progress get to finish when the server is told to stop.
         shutdown_timeout_secs: Seconds = const { Seconds::literal(20) },
     }

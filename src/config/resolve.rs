@@ -88,9 +88,7 @@ fn image(table: &ImageTable) -> Image {
 fn limits(table: &LimitsTable) -> Limits {
     Limits {
         exec_sync_output_bytes: table.exec_sync_output_bytes().size(),
-        container_log_line_bytes: table.container_log_line_bytes().size(),
         create_timeout: table.create_timeout_secs().duration(),
-        kill_timeout: table.kill_timeout_secs().duration(),
         shutdown_timeout: table.shutdown_timeout_secs().duration(),
     }
 }
