@@ -1,8 +1,8 @@
 //! The unix socket on which kubelet and crictl reach the server.
 //!
-//! Promises: one daemon for a state directory, held by a lock that the kernel gives back however the daemon ends; only
-//! root can connect, from the first moment on; the socket file of a daemon that died is replaced, that of one that lives
-//! never; a socket handed over by systemd is used as it is and left where it is.
+//! Promises: one daemon for a state directory, held by a lock that the kernel gives back however the daemon ends;
+//! only root can connect, from the first moment on; the socket file of a daemon that died is replaced, that of one
+//! that lives never; a socket handed over by systemd is used as it is and left where it is.
 //!
 //! ```text
 //! <state>/crimson.lock   flock'ed while the daemon lives; its content, a pid, is for messages only
@@ -126,7 +126,8 @@ impl Listener {
     }
 }
 
-/// The stream of connections. Dropping it removes the socket file, and gives the lock back unless somebody else holds it.
+/// The stream of connections. Dropping it removes the socket file, and gives the lock back unless somebody else holds
+/// it.
 #[derive(Debug)]
 pub struct Incoming {
     socket: UnixListener,

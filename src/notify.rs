@@ -2,15 +2,14 @@
 //!
 //! Without systemd (no NOTIFY_SOCKET) nothing is sent and nothing fails. A message that cannot be sent is logged and no
 //! more: the service manager draws its own conclusions, and pods are served all the same.
+//!
+//! NOTIFY_SOCKET stays in this process's environment and must not reach a child: runc would wait for the container to
+//! report itself ready. Every program is therefore started with an environment made for it, never with ours.
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
-
-/// Variables that systemd means for this process alone. Every program the daemon starts is started without them.
-pub const OWN_VARIABLES: [&str; 6] =
-    ["LISTEN_FDNAMES", "LISTEN_FDS", "LISTEN_PID", "NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"];
 
 /// The server accepts calls.
 pub fn ready() {

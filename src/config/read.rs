@@ -1,8 +1,8 @@
 //! Reads the files of the configuration into one layer over the other, and remembers where each value came from.
 //!
-//! Order: the defaults, `config.toml`, the files `*.toml` of the directory `config.toml.d` by name, the flags; what comes later wins. All
-//! problems of all files are collected: an entry that cannot be used is reported, taken out, and the rest is read
-//! again, so that one look shows everything.
+//! Order: the defaults, `config.toml`, the files `*.toml` of the directory `config.toml.d` by name, the flags; what
+//! comes later wins. All problems of all files are collected: an entry that cannot be used is reported, taken out,
+//! and the rest is read again, so that one look shows everything.
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;

@@ -1,8 +1,8 @@
 //! Declares a table of the configuration once, and gets from it everything that must not drift apart.
 //!
-//! [`table!`] turns one declaration (keys with their doc comment, type and default) into the struct as written, in which
-//! every key may be absent, its defaults, its merge with a later layer, and its description for the reference. Tables
-//! merge key by key; a list is a value and is replaced as a whole.
+//! `table!` turns one declaration (keys with their doc comment, type and default) into the struct as written, in
+//! which every key may be absent, its defaults, its merge with a later layer, and its description for the reference.
+//! Tables merge key by key; a list is a value and is replaced as a whole.
 
 use std::collections::BTreeMap;
 

@@ -13,8 +13,8 @@ use super::{ListenError, at};
 /// Name of the file in the state directory.
 const NAME: &str = "crimson.lock";
 
-/// A lock that lasts until its last clone is dropped or the process ends, however that happens. The file stays: removing it would
-/// let a third daemon lock a new file while a second one is about to lock the old.
+/// A lock that lasts until its last clone is dropped or the process ends, however that happens. The file stays:
+/// removing it would let a third daemon lock a new file while a second one is about to lock the old.
 #[derive(Debug, Clone)]
 pub struct StateLock {
     _file: Arc<File>,
