@@ -2,7 +2,7 @@
 //!
 //! Only `src/service`, `crates/spec` and the test harness may import this crate: the domain speaks its own words.
 
-#![allow(missing_docs, clippy::all, reason = "generated code")]
+#![allow(missing_docs, clippy::all, clippy::allow_attributes_without_reason, reason = "generated code")]
 
 /// Package `runtime.v1`.
 pub mod v1 {
