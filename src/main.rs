@@ -1,0 +1,95 @@
+//! The program `crimson`: arguments, configuration, log, and then the daemon.
+
+use std::error::Error;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::{CommandFactory as _, Parser as _};
+use crimson::cli::{Cli, Command, ConfigCommand, SourceArgs};
+use crimson::config::{self, Config, Loaded, Source};
+use crimson::logging::Logging;
+use crimson::{app, listener};
+
+/// Exit code of a command line or configuration that cannot be used (EX_USAGE).
+const USAGE: u8 = 64;
+/// Exit code of everything else that goes wrong.
+const FAILURE: u8 = 1;
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return explain(&error),
+    };
+    match cli.command {
+        Command::Serve(args) => serve(args),
+        Command::Config(ConfigCommand::Default) => print(&config::docs::sample()),
+        Command::Config(ConfigCommand::Check(args)) => check(args),
+        Command::Config(ConfigCommand::Dump(args)) => dump(args),
+        Command::Version => print(concat!("crimson ", env!("CARGO_PKG_VERSION"), " (CRI v1)\n")),
+        Command::Completions { shell } => completions(shell),
+    }
+}
+
+fn serve(args: SourceArgs) -> ExitCode {
+    let config = match load(args, USAGE) {
+        Ok(loaded) => loaded.config,
+        Err(code) => return code,
+    };
+    match run(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(error.as_ref(), FAILURE),
+    }
+}
+
+/// The daemon from its first thread to its last. The inherited socket is taken while there is only one.
+fn run(config: Config) -> Result<(), Box<dyn Error>> {
+    let inherited = listener::inherited()?;
+    Logging::start(config.log)?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("crimson").enable_all().build()?;
+    Ok(runtime.block_on(app::run(config, inherited))?)
+}
+
+fn load(args: SourceArgs, code: u8) -> Result<Loaded, ExitCode> {
+    config::load(&Source::from(args)).map_err(|error| complain(&error, code))
+}
+
+fn check(args: SourceArgs) -> ExitCode {
+    match load(args, FAILURE) {
+        Ok(_) => print("ok\n"),
+        Err(code) => code,
+    }
+}
+
+fn dump(args: SourceArgs) -> ExitCode {
+    match load(args, USAGE).map(|loaded| toml::to_string(&loaded.written)) {
+        Ok(Ok(text)) => print(&text),
+        Ok(Err(error)) => complain(&error, FAILURE),
+        Err(code) => code,
+    }
+}
+
+fn completions(shell: clap_complete::Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "crimson", &mut script);
+    print(&String::from_utf8_lossy(&script))
+}
+
+/// Help goes to standard output and is no failure; the rest is.
+fn explain(error: &clap::Error) -> ExitCode {
+    let code = if error.use_stderr() { USAGE } else { 0 };
+    error.print().map_or(ExitCode::FAILURE, |()| ExitCode::from(code))
+}
+
+fn print(text: &str) -> ExitCode {
+    match std::io::stdout().lock().write_all(text.as_bytes()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => complain(&error, FAILURE),
+    }
+}
+
+/// Failures of the start go to standard error as they are, whatever form the log has.
+fn complain(error: &(dyn Error + 'static), code: u8) -> ExitCode {
+    // When not even that can be written, the exit code is all there is.
+    drop(writeln!(std::io::stderr(), "crimson: {}", types::error::chain(error)));
+    ExitCode::from(code)
+}
