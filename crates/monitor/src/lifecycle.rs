@@ -197,6 +197,9 @@ impl Monitor {
 
     pub(crate) fn reopen_log(&mut self, id: &ContainerId) -> Answer {
         let container = self.known(id)?;
+        if matches!(container.stage, Stage::Creating | Stage::Exited(_)) {
+            return Err(invalid_state(id, "is not running, so its log is not reopened"));
+        }
         let reopened = container.streams.reopen_log();
         reopened.map_err(|error| io_refusal("open the container's log", &error))?;
         Ok(Some(Reply::Done))

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -31,6 +31,10 @@ pub(crate) type Answer = Result<Option<Reply>, Refusal>;
 
 /// Buffers read from a stream before others have their turn.
 const ROUNDS: u32 = 4;
+
+/// More than is ever used of it: so large that the allocator gives it a mapping of its own, in which only the pages that
+/// were written to take memory.
+const BUFFER_LEN: usize = 160 * 1024;
 
 /// Everything.
 #[derive(Debug)]
@@ -90,7 +94,7 @@ impl Monitor {
             jobs: Jobs::new(),
             unclaimed: BTreeMap::new(),
             hierarchies: Hierarchies::read(),
-            buffer: vec![0; MESSAGE_LIMIT],
+            buffer: vec![0; BUFFER_LEN],
             next_key: 0,
             finished: false,
         })
@@ -135,7 +139,8 @@ impl Monitor {
     }
 
     fn receive(&mut self, key: u32) {
-        let Some((len, fds)) = self.connections.receive(key, &mut self.buffer) else { return };
+        let room = self.buffer.get_mut(..MESSAGE_LIMIT).unwrap_or_default();
+        let Some((len, fds)) = self.connections.receive(key, room) else { return };
         let message = self.buffer.get(..len).unwrap_or_default();
         match codec::decode::<Request>(message) {
             Ok(request) => {
@@ -309,7 +314,7 @@ fn round_up(limit: Duration) -> Duration {
 
 /// The listening socket comes as stdin, which then becomes `/dev/null`.
 fn take_listener() -> io::Result<OwnedFd> {
-    let listener = rustix::io::fcntl_dupfd_cloexec(io::stdin().as_fd(), 3)?;
+    let listener = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
     if !rustix::net::sockopt::socket_acceptconn(&listener)? {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "stdin is not a listening socket"));
     }

@@ -19,6 +19,9 @@ pub(crate) struct ChildStdio {
     pub(crate) stderr: Option<OwnedFd>,
 }
 
+/// How much is read at a time.
+const READ_LEN: usize = 16 * 1024;
+
 /// Our ends, and where the output goes.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {
@@ -29,6 +32,8 @@ pub(crate) struct Streams {
     /// The terminal's master is our stdout.
     terminal: bool,
     log: Option<LogWriter>,
+    /// What the log had dropped when it was closed.
+    dropped: u64,
 }
 
 /// Whether there may be more to read.
@@ -51,7 +56,10 @@ impl Streams {
         set_nonblocking(&stderr)?;
         let (child_stdin, stdin) = if stdin { split(pipe_with(PipeFlags::CLOEXEC)?)? } else { (None, None) };
         let child = ChildStdio { stdin: child_stdin, stdout: Some(child_stdout), stderr: Some(child_stderr) };
-        Ok((Self { stdout: Some(stdout), stderr: Some(stderr), stdin, terminal: false, log }, child))
+        Ok((
+            Self { stdout: Some(stdout), stderr: Some(stderr), stdin, terminal: false, log, dropped: 0 },
+            child,
+        ))
     }
 
     /// Streams of a terminal, whose master comes later.
@@ -88,6 +96,7 @@ impl Streams {
 
     /// Reads what is there, at most `rounds` buffers of it, into the log.
     pub(crate) fn pump(&mut self, stream: Stream, buffer: &mut [u8], rounds: u32) -> Pumped {
+        let buffer = buffer.get_mut(..READ_LEN).unwrap_or_default();
         for _ in 0..rounds {
             let Some(fd) = self.slot(stream) else { return Pumped::Ended };
             match rustix::io::read(&*fd, &mut *buffer) {
@@ -108,7 +117,8 @@ impl Streams {
         Pumped::More
     }
 
-    /// Reads what is left and gives the streams up, also those that somebody still holds open.
+    /// Reads what is left, gives the streams up, also those that somebody still holds open, and closes the log: an open file
+    /// that kubelet has removed would keep its room on the disk.
     pub(crate) fn finish(&mut self, buffer: &mut [u8]) {
         /// More than a pipe can hold, for readers' buffers of any size that we use.
         const ROUNDS: u32 = 64;
@@ -117,6 +127,8 @@ impl Streams {
             self.end(stream);
         }
         self.stdin = None;
+        self.dropped = self.dropped_lines();
+        self.log = None;
     }
 
     /// What was printed so far, without the log: for the words of a runtime that failed.
@@ -129,7 +141,7 @@ impl Streams {
     }
 
     pub(crate) fn dropped_lines(&self) -> u64 {
-        self.log.as_ref().map_or(0, LogWriter::dropped_lines)
+        self.log.as_ref().map_or(self.dropped, LogWriter::dropped_lines)
     }
 
     fn slot(&mut self, stream: Stream) -> Option<&mut OwnedFd> {

@@ -33,6 +33,11 @@ async fn rotation_loses_and_doubles_nothing() {
     pod.exit().await;
     assert_eq!(read_output(&fs::read(&old).unwrap(), Stream::Stdout).unwrap(), b"one\n");
     assert_eq!(Pod::printed(&plan, Stream::Stdout), "two\n");
+    // The log of what has ended stays as it is, and kubelet renames it back.
+    fs::rename(&log, &old).unwrap();
+    let refused = pod.connection.monitor.reopen_log(&id).await.unwrap_err();
+    assert_eq!(refused.refusal(), Some(monitor_api::RefusalKind::InvalidState));
+    assert!(!log.try_exists().unwrap());
     pod.finish().await;
 }
 

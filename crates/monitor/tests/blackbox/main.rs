@@ -6,5 +6,6 @@ mod exec;
 mod failures;
 mod lifecycle;
 mod logs;
+mod memory;
 mod pod;
 mod recovery;

@@ -1,0 +1,63 @@
+//! What an idle monitor costs. `CRIMSON_MONITOR=target/monitor/crimson-monitor cargo test -p monitor idle -- --nocapture`
+//! measures the program as it is shipped (`cargo build --profile monitor -p monitor`) against its budget.
+
+use std::fs;
+
+use crate::pod::{Pod, shipped_monitor};
+
+/// The budget of monitor and pause together is 0.35 MiB; pause takes up to 16 KiB of it.
+const BUDGET_KIB: u64 = 342;
+
+/// An unoptimised program, alone on its node, still tells whether something grows without reason.
+const UNOPTIMISED_KIB: u64 = 6 * 1024;
+
+/// The peers were measured with 50 pods.
+const NEIGHBOURS: usize = 49;
+
+fn pss_kib(pid: i32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap();
+    let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:")).unwrap();
+    line.split_whitespace().next().unwrap().parse().unwrap()
+}
+
+#[tokio::test]
+async fn an_idle_monitor_with_two_containers_is_small() {
+    // The program's text is shared by the monitors of a node, so it is measured on a node with some pods.
+    let mut neighbours = Vec::new();
+    let shipped = shipped_monitor().is_some();
+    for _ in 0..if shipped { NEIGHBOURS } else { 0 } {
+        neighbours.push(Pod::new().await);
+    }
+    let mut pod = Pod::new().await;
+    let begin = pss_kib(pod.connection.pid);
+    for _ in 0..2 {
+        let plan = pod.plan("seq 1 2000; echo done; while :; do sleep 1; done");
+        pod.run(&plan).await;
+        Pod::wait_printed(&plan, "done").await;
+    }
+    pod.connection.monitor.list().await.unwrap();
+    let pss = pss_kib(pod.connection.pid);
+    println!("monitor: {pss} KiB PSS with two containers, {begin} KiB when it begins");
+    let smaps = fs::read_to_string(format!("/proc/{}/smaps", pod.connection.pid)).unwrap();
+    println!("{}", table(&smaps));
+    assert!(pss <= if shipped { BUDGET_KIB } else { UNOPTIMISED_KIB }, "{pss} KiB");
+    pod.finish().await;
+    for pod in neighbours {
+        pod.finish().await;
+    }
+}
+
+/// Mappings with what they take.
+fn table(smaps: &str) -> String {
+    let (mut rows, mut name) = (String::new(), "");
+    for line in smaps.lines() {
+        match line.split_once("Pss:") {
+            Some(("", size)) if size.trim() != "0 kB" => {
+                rows.push_str(&format!("{:>10} {name}\n", size.trim()))
+            }
+            _ if line.split(' ').next().is_some_and(|range| range.contains('-')) => name = line,
+            _ => {}
+        }
+    }
+    rows
+}
