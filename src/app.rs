@@ -113,10 +113,10 @@ async fn end(
     if let Drained::Leaving(tasks) = shutdown.drain(Duration::from_secs(1)).await {
         tracing::warn!(tasks, "tasks were cut off");
     }
-    if pods.list().is_empty() {
-        if let Err(error) = sys::mount::unmount(layout.state()) {
-            tracing::debug!(error = types::error::chain(&error), "the state directory stays mounted");
-        }
+    if pods.list().is_empty()
+        && let Err(error) = sys::mount::unmount(layout.state())
+    {
+        tracing::debug!(error = types::error::chain(&error), "the state directory stays mounted");
     }
     tracing::info!("stopped");
     served.map_or(Ok(()), flatten)

@@ -52,7 +52,8 @@ fn has_swap_accounting(hierarchy: Hierarchy) -> bool {
 /// Page sizes that the hugetlb controller can limit, spelled as its files are (`2MB`, `1GB`).
 fn hugepage_sizes() -> Vec<String> {
     let controllers = read("/proc/cgroups");
-    let enabled = controllers.lines().any(|line| line.starts_with("hugetlb") && line.trim_end().ends_with('1'));
+    let enabled =
+        controllers.lines().any(|line| line.starts_with("hugetlb") && line.trim_end().ends_with('1'));
     let Ok(entries) = fs::read_dir("/sys/kernel/mm/hugepages") else { return Vec::new() };
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     let mut sizes: Vec<u64> = names
@@ -67,7 +68,7 @@ fn page_size(kib: u64) -> String {
     const UNITS: [&str; 3] = ["KB", "MB", "GB"];
     let mut size = kib;
     let mut unit = 0;
-    while size % 1024 == 0 && size > 0 && unit + 1 < UNITS.len() {
+    while size > 0 && size.is_multiple_of(1024) && unit + 1 < UNITS.len() {
         size /= 1024;
         unit += 1;
     }

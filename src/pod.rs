@@ -46,8 +46,8 @@ pub use self::exec::ExecOutput;
 pub use self::host::{Host, Kernel};
 pub use self::layout::Layout;
 pub use self::recover::Recovery;
-pub use self::shared::{Drivers, Handler, Settings};
 use self::shared::{Directory, Shared};
+pub use self::shared::{Drivers, Handler, Settings};
 use self::view::{ContainerView, PodView, SandboxView};
 
 /// All pods of this node. Cheap to clone.

@@ -76,7 +76,10 @@ pub(super) struct PodHandle {
 
 impl PodHandle {
     /// Sends a verb and waits for its outcome. `None`: the pod is gone.
-    pub(super) async fn call<T>(&self, make: impl FnOnce(Reply<T>) -> Message) -> Option<Result<T, SharedError>> {
+    pub(super) async fn call<T>(
+        &self,
+        make: impl FnOnce(Reply<T>) -> Message,
+    ) -> Option<Result<T, SharedError>> {
         let (reply, outcome) = oneshot::channel();
         self.outbox.send(make(reply)).await.ok()?;
         outcome.await.ok()
@@ -170,7 +173,8 @@ impl Actor {
         let (outbox, inbox) = mpsc::channel(QUEUE);
         let (view, watcher) = watch::channel(Arc::new(PodView { sandbox: None, containers: Vec::new() }));
         let id = found.record.id.clone();
-        let containers = found.containers.into_iter().map(|record| (record.id.clone(), ContainerCell::new(record)));
+        let containers =
+            found.containers.into_iter().map(|record| (record.id.clone(), ContainerCell::new(record)));
         let mut actor = Self {
             shared: Arc::clone(shared),
             id,

@@ -26,14 +26,19 @@ pub(super) fn intend(
     request: ContainerRequest,
 ) -> Result<ContainerRecord, PodError> {
     let images = &shared.drivers.images;
-    let image = images.resolve(request.image()).ok_or_else(|| PodError::ImageNotFound(request.image().to_owned()))?;
+    let image =
+        images.resolve(request.image()).ok_or_else(|| PodError::ImageNotFound(request.image().to_owned()))?;
     let id = ContainerId::from_random(sys::random::bytes());
     let object = format!("container {:?}", request.name());
-    let cgroup = shared
-        .drivers
-        .cgroups
-        .oci_path(sandbox.request.cgroup_parent(), id.as_str())
-        .map_err(|error| PodError::Step { verb: "create container", object, step: "cgroup", source: error.into() })?;
+    let cgroup =
+        shared.drivers.cgroups.oci_path(sandbox.request.cgroup_parent(), id.as_str()).map_err(|error| {
+            PodError::Step {
+                verb: "create container",
+                object,
+                step: "cgroup",
+                source: Box::new(error.into()),
+            }
+        })?;
     Ok(ContainerRecord {
         version: VERSION,
         id,

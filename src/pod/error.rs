@@ -70,7 +70,7 @@ pub enum PodError {
         step: &'static str,
         /// What went wrong in it.
         #[source]
-        source: StepError,
+        source: Box<StepError>,
     },
     /// The command of an exec did not end in the time allowed.
     #[error("command in {object} did not end within {seconds} s")]
@@ -169,7 +169,9 @@ impl StepError {
 impl Kind for PodError {
     fn kind(&self) -> ErrorKind {
         match self {
-            Self::SandboxNotFound(_) | Self::ContainerNotFound(_) | Self::ImageNotFound(_) => ErrorKind::NotFound,
+            Self::SandboxNotFound(_) | Self::ContainerNotFound(_) | Self::ImageNotFound(_) => {
+                ErrorKind::NotFound
+            }
             Self::AmbiguousId(_) | Self::UnknownHandler(_) | Self::Invalid(_) => ErrorKind::InvalidArgument,
             Self::BrokenHandler { .. } | Self::WrongState { .. } => ErrorKind::FailedPrecondition,
             Self::Exists { .. } => ErrorKind::AlreadyExists,

@@ -144,8 +144,10 @@ impl Exec {
             let spec = serde_json::from_slice(&bytes)
                 .map_err(|error| StepError::Io { what: what().to_owned(), source: error.into() })?;
             let process = spec::process_spec(&spec, &command, false)?;
-            let json = serde_json::to_vec(&process)
-                .map_err(|error| StepError::Io { what: "encoding a process".to_owned(), source: error.into() })?;
+            let json = serde_json::to_vec(&process).map_err(|error| StepError::Io {
+                what: "encoding a process".to_owned(),
+                source: error.into(),
+            })?;
             super::files::write_plain(&target, &json)
         })
         .await?;
@@ -231,7 +233,9 @@ async fn catch(
     match outcome {
         None => Caught::LimitPassed(exit),
         Some(Err(_)) => Caught::Lost,
-        Some(Ok(ExecExit { code })) => Caught::Ended(ExecOutput { exit_code: code, stdout: out, stderr: err }),
+        Some(Ok(ExecExit { code })) => {
+            Caught::Ended(ExecOutput { exit_code: code, stdout: out, stderr: err })
+        }
     }
 }
 
@@ -257,7 +261,8 @@ mod tests {
     #[tokio::test]
     async fn output_beyond_the_cap_is_read_and_dropped() {
         let (mut near, far) = pipe().unwrap();
-        let writer = std::thread::spawn(move || std::fs::File::from(far).write_all(&[b'x'; 200_000]).unwrap());
+        let writer =
+            std::thread::spawn(move || std::fs::File::from(far).write_all(&[b'x'; 200_000]).unwrap());
         let mut kept = Vec::new();
         read_capped(&mut near, &mut kept, 1000).await.unwrap();
         writer.join().unwrap();

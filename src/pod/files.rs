@@ -21,7 +21,11 @@ pub(super) struct PodFiles {
 impl PodFiles {
     pub(super) fn of(shared: &Shared, record: &SandboxRecord) -> Self {
         let dir = shared.layout().pod_dir(&record.id);
-        Self { resolv_conf: dir.join("resolv.conf"), hosts: dir.join("hosts"), hostname: dir.join("hostname") }
+        Self {
+            resolv_conf: dir.join("resolv.conf"),
+            hosts: dir.join("hosts"),
+            hostname: dir.join("hostname"),
+        }
     }
 }
 

@@ -105,7 +105,9 @@ impl SandboxPhase {
             (P::Ready, SandboxVerb::CreateContainer | SandboxVerb::StartContainer) => D::Begin,
             (P::Ready | P::NotReady, SandboxVerb::Remove) => D::Begin,
             (P::Ready, SandboxVerb::Stop) => D::Begin,
-            (P::Stopping, SandboxVerb::Stop) | (P::Removing, SandboxVerb::Stop | SandboxVerb::Remove) => D::Join,
+            (P::Stopping, SandboxVerb::Stop) | (P::Removing, SandboxVerb::Stop | SandboxVerb::Remove) => {
+                D::Join
+            }
             // A stopped sandbox may have been left so by a dying pause container: stopping frees what is left.
             (P::NotReady, SandboxVerb::Stop) => D::Begin,
             (P::Stopping, SandboxVerb::Remove) => D::Defer,

@@ -220,6 +220,8 @@ pub(super) async fn blocking<T: Send + 'static>(
 ) -> Result<T, StepError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => Err(StepError::Io { what: "a blocking task".to_owned(), source: io::Error::other(error) }),
+        Err(error) => {
+            Err(StepError::Io { what: "a blocking task".to_owned(), source: io::Error::other(error) })
+        }
     }
 }

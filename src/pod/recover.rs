@@ -269,7 +269,13 @@ async fn sweep(shared: &Arc<Shared>) {
     if let Ok(pending) = children(&shared.layout().records()) {
         for dir in pending {
             let name = file_name(&dir);
-            owners.extend(load(&dir).map(|loaded| loaded.containers).unwrap_or_default().iter().map(|c| c.id.to_string()));
+            owners.extend(
+                load(&dir)
+                    .map(|loaded| loaded.containers)
+                    .unwrap_or_default()
+                    .iter()
+                    .map(|c| c.id.to_string()),
+            );
             owners.insert(name);
         }
     }
@@ -324,7 +330,10 @@ fn collect_networks(shared: &Arc<Shared>, valid: Vec<SandboxId>) {
     let worker = Arc::clone(shared);
     shared.tasks.spawn(async move {
         if let Err(error) = worker.drivers.network.gc(&valid).await {
-            tracing::warn!(error = types::error::chain(&error), "networks of pods that are gone could not be collected");
+            tracing::warn!(
+                error = types::error::chain(&error),
+                "networks of pods that are gone could not be collected"
+            );
         }
     });
 }

@@ -36,7 +36,7 @@ pub(super) fn intend(shared: &Shared, request: SandboxRequest) -> Result<Sandbox
     let id = types::SandboxId::from_random(sys::random::bytes());
     let object = super::display(&request);
     let cgroup = shared.drivers.cgroups.oci_path(request.cgroup_parent(), id.as_str()).map_err(|error| {
-        PodError::Step { verb: "run sandbox", object, step: "cgroup", source: error.into() }
+        PodError::Step { verb: "run sandbox", object, step: "cgroup", source: Box::new(error.into()) }
     })?;
     let netns = (!request.host_network()).then(|| shared.settings.netns_dir.join(netns_name()));
     let shm = (!request.host_ipc()).then(|| shared.layout().pod_dir(&id).join("shm"));

@@ -145,7 +145,9 @@ impl Shared {
     /// The present, later than every time given out before: creation times order attempts.
     pub(super) fn now(&self) -> Timestamp {
         let wall = Timestamp::now().0;
-        let previous = self.last_time.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(wall.max(last + 1)));
+        let previous = self
+            .last_time
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(wall.max(last + 1)));
         Timestamp(previous.map_or(wall, |last| wall.max(last + 1)))
     }
 

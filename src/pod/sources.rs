@@ -6,7 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{major, minor};
-use spec::{ContainerRequest, DeviceKind, DeviceRequest, MountRequest, Propagation, ResolvedDevice, ResolvedMount, SandboxRequest};
+use spec::{
+    ContainerRequest, DeviceKind, DeviceRequest, MountRequest, Propagation, ResolvedDevice, ResolvedMount,
+    SandboxRequest,
+};
 use sys::mount::{MountEntry, Propagation as Spread};
 
 use super::error::StepError;
@@ -54,7 +57,10 @@ fn invalid(text: String) -> StepError {
 fn resolve_mount(request: MountRequest) -> Result<ResolvedMount, StepError> {
     if let Some(image) = &request.image {
         // kubelet matches the first word.
-        return Err(invalid(format!("ImageVolumeMountFailed: image {:?}: image volumes are not supported yet", image.image)));
+        return Err(invalid(format!(
+            "ImageVolumeMountFailed: image {:?}: image volumes are not supported yet",
+            image.image
+        )));
     }
     let source = find_source(&request.host_path)?;
     check_propagation(&request, &source)?;
@@ -66,7 +72,8 @@ fn find_source(path: &Path) -> Result<PathBuf, StepError> {
     match std::fs::canonicalize(path) {
         Ok(found) => Ok(found),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !is_symlink(path) => {
-            std::fs::create_dir_all(path).map_err(StepError::io(format!("making mount source {}", path.display())))?;
+            std::fs::create_dir_all(path)
+                .map_err(StepError::io(format!("making mount source {}", path.display())))?;
             std::fs::canonicalize(path).map_err(StepError::io(format!("mount source {}", path.display())))
         }
         Err(error) => Err(StepError::io(format!("mount source {}", path.display()))(error)),
@@ -91,9 +98,9 @@ fn check_propagation(request: &MountRequest, source: &Path) -> Result<(), StepEr
         Propagation::Bidirectional if !shared => {
             Err(invalid(format!("path {path} is mounted on {point}, which is not a shared mount")))
         }
-        Propagation::HostToContainer if !shared && entry.propagation != Spread::Slave => {
-            Err(invalid(format!("path {path} is mounted on {point}, which is neither a shared nor a slave mount")))
-        }
+        Propagation::HostToContainer if !shared && entry.propagation != Spread::Slave => Err(invalid(
+            format!("path {path} is mounted on {point}, which is neither a shared nor a slave mount"),
+        )),
         Propagation::Private | Propagation::HostToContainer | Propagation::Bidirectional => Ok(()),
     }
 }
@@ -116,14 +123,22 @@ fn resolve_devices(request: &ContainerRequest) -> Result<Vec<ResolvedDevice>, St
             return Err(invalid(format!("{} is no device and holds none", wanted.host_path.display())));
         }
         // A device that a privileged container has anyway is replaced by what was asked for.
-        let (asked, had) = { let tail = devices.split_off(before); (tail, &mut devices) };
+        let (asked, had) = {
+            let tail = devices.split_off(before);
+            (tail, &mut devices)
+        };
         had.retain(|device| asked.iter().all(|new| new.path != device.path));
         devices.extend(asked);
     }
     Ok(devices)
 }
 
-fn find_device(wanted: &DeviceRequest, host: &Path, inside: &Path, found: &mut Vec<ResolvedDevice>) -> Result<(), StepError> {
+fn find_device(
+    wanted: &DeviceRequest,
+    host: &Path,
+    inside: &Path,
+    found: &mut Vec<ResolvedDevice>,
+) -> Result<(), StepError> {
     let metadata = std::fs::metadata(host).map_err(StepError::io(format!("device {}", host.display())))?;
     if metadata.is_dir() {
         for entry in read_dir(host)? {
@@ -135,7 +150,11 @@ fn find_device(wanted: &DeviceRequest, host: &Path, inside: &Path, found: &mut V
         }
         return Ok(());
     }
-    let one = DeviceRequest { host_path: host.to_owned(), container_path: inside.to_owned(), permissions: wanted.permissions.clone() };
+    let one = DeviceRequest {
+        host_path: host.to_owned(),
+        container_path: inside.to_owned(),
+        permissions: wanted.permissions.clone(),
+    };
     found.extend(device(&metadata).map(|(kind, major, minor)| {
         ResolvedDevice::for_request(&one, kind, major, minor, metadata.mode() & 0o777)
     }));
@@ -155,7 +174,11 @@ fn host_devices(dir: &Path, found: &mut Vec<ResolvedDevice>) -> Result<(), StepE
         if metadata.is_dir() {
             host_devices(&path, found)?;
         } else if let Some((kind, major, minor)) = device(&metadata) {
-            let request = DeviceRequest { host_path: path.clone(), container_path: path, permissions: "rwm".to_owned() };
+            let request = DeviceRequest {
+                host_path: path.clone(),
+                container_path: path,
+                permissions: "rwm".to_owned(),
+            };
             let mut node = ResolvedDevice::for_request(&request, kind, major, minor, metadata.mode() & 0o777);
             (node.uid, node.gid) = (metadata.uid(), metadata.gid());
             found.push(node);

@@ -52,7 +52,12 @@ impl<'a> Steps<'a> {
             // These messages begin with a prefix that kubelet matches.
             StepError::Spec(error) => PodError::Spec(error),
             StepError::Invalid(text) => PodError::Invalid(text),
-            source => PodError::Step { verb: self.verb, object: self.object.clone(), step, source },
+            source => PodError::Step {
+                verb: self.verb,
+                object: self.object.clone(),
+                step,
+                source: Box::new(source),
+            },
         }
     }
 }

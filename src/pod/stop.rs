@@ -96,7 +96,9 @@ impl Stop {
         match monitor.signal(&self.record.id, self.record.stop_signal, false).await {
             Ok(()) => Ok(()),
             // It has just ended by itself.
-            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::FailedPrecondition) => Ok(()),
+            Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::FailedPrecondition) => {
+                Ok(())
+            }
             Err(error) => Err(error.into()),
         }
     }
@@ -122,7 +124,8 @@ impl Stop {
     /// Returns when the exit has been recorded, or the container or its pod is gone.
     async fn exited(&mut self) {
         let id = self.record.id.clone();
-        let ended = |view: &Arc<PodView>| view.container(&id).is_none_or(|c| c.state != ContainerState::Running);
+        let ended =
+            |view: &Arc<PodView>| view.container(&id).is_none_or(|c| c.state != ContainerState::Running);
         if self.view.wait_for(ended).await.is_err() {
             tracing::debug!(container.id = %id, "its pod is gone");
         }

@@ -3,14 +3,18 @@
 //!
 //! Each step is idempotent, goes on past the failures of others and reports the first. Processes go first, so that no
 //! connection is cut under a process that still runs. A network plugin that fails or hangs keeps nobody waiting: its DEL
-//! is in the CNI driver's journal and is repeated here with a growing pause until it succeeds.
+//! is in the CNI driver's journal and is repeated here with a growing pause until it succeeds. Until then the network
+//! namespace stays (the bridge plugin forgets its masquerade rules without it), and so does the record of a removed
+//! sandbox, which nobody sees any more but the next start of the server.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use monitor_api::{ExitRecord, Monitor};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use types::ContainerId;
 
 use super::error::{PodError, StepError};
@@ -22,6 +26,8 @@ use super::run_sandbox::pause_id;
 use super::shared::Shared;
 use super::view::{ContainerState, PodView};
 
+/// How long a plugin that fails keeps the network namespace alive.
+const NETNS_WAIT: Duration = Duration::from_secs(300);
 /// How long killed processes may take to be seen dead.
 const KILL_WAIT: Duration = Duration::from_secs(10);
 /// How long the network's teardown may hold up StopPodSandbox; it goes on afterwards.
@@ -58,7 +64,7 @@ impl<'a> Failures<'a> {
         let error = types::error::chain(&source);
         tracing::warn!(pod.id = %self.target.record.id, op = self.verb, step, error, "teardown step failed");
         let object = super::display(&self.target.record.request);
-        self.first.get_or_insert(PodError::Step { verb: self.verb, object, step, source });
+        self.first.get_or_insert(PodError::Step { verb: self.verb, object, step, source: Box::new(source) });
     }
 
     fn into_result(self) -> Result<(), PodError> {
@@ -69,14 +75,15 @@ impl<'a> Failures<'a> {
 /// Ends every process of the pod and releases its network; records, layers and logs stay.
 pub(super) async fn stop(shared: &Arc<Shared>, target: &Target) -> Result<(), PodError> {
     let mut failures = Failures::new("stop sandbox", target);
-    release(shared, target, &mut failures).await;
+    // What is still pending goes on by itself.
+    drop(release(shared, target, &mut failures).await);
     failures.into_result()
 }
 
 /// Stops the pod and removes everything that is left of it, its record last.
 pub(super) async fn remove(shared: &Arc<Shared>, target: &Target) -> Result<(), PodError> {
     let mut failures = Failures::new("remove sandbox", target);
-    release(shared, target, &mut failures).await;
+    let pending = release(shared, target, &mut failures).await;
     for container in &target.containers {
         failures.note("container", discard_container(shared, container).await);
     }
@@ -90,24 +97,45 @@ pub(super) async fn remove(shared: &Arc<Shared>, target: &Target) -> Result<(), 
     failures.note("cgroup", blocking(collect).await);
     if failures.first.is_none() {
         let dir = shared.layout().record_dir(&target.record.id);
-        failures.note("record", blocking(move || Ok(sys::atomic::remove_tree(&dir)?)).await);
+        let forget = blocking(move || Ok(sys::atomic::remove_tree(&dir)?));
+        match pending {
+            None => failures.note("record", forget.await),
+            Some(network) => forget_after(shared, network, forget),
+        }
     }
     failures.into_result()
 }
 
-/// The steps that both verbs share.
-async fn release(shared: &Arc<Shared>, target: &Target, failures: &mut Failures<'_>) {
+/// Keeps the record until the network is detached.
+fn forget_after(
+    shared: &Shared,
+    network: JoinHandle<()>,
+    forget: impl Future<Output = Result<(), StepError>> + Send + 'static,
+) {
+    shared.tasks.spawn(async move {
+        if network.await.is_err() {
+            return tracing::debug!("the network's teardown was cut off; the next start takes it up");
+        }
+        if let Err(error) = forget.await {
+            super::actor::log_dropped("the record of a removed sandbox stays", &error);
+        }
+    });
+}
+
+/// The steps that both verbs share. The network's teardown is returned if it goes on behind.
+async fn release(
+    shared: &Arc<Shared>,
+    target: &Target,
+    failures: &mut Failures<'_>,
+) -> Option<JoinHandle<()>> {
     failures.note("containers", kill_containers(shared, target).await);
     end_processes(shared, target).await;
-    release_network(shared, &target.record).await;
-    if let Some(netns) = target.record.netns.clone() {
-        let host = Arc::clone(&shared.drivers.host);
-        failures.note("netns", blocking(move || host.remove_netns(&netns)).await);
-    }
+    let pending = release_network(shared, &target.record).await;
     if let Some(shm) = target.record.shm.clone() {
         let host = Arc::clone(&shared.drivers.host);
         failures.note("shm", blocking(move || host.unmount(&shm)).await);
     }
+    pending
 }
 
 /// Kills the running containers and waits until their exits are recorded.
@@ -120,7 +148,9 @@ async fn kill_containers(shared: &Shared, target: &Target) -> Result<(), StepErr
     match tokio::time::timeout(KILL_WAIT, dead).await {
         // Closed: the pod's task is gone, and nobody records exits any more.
         Ok(Ok(_) | Err(_)) => Ok(()),
-        Err(_) => Err(StepError::Timeout(format!("containers live on {} s after SIGKILL", KILL_WAIT.as_secs()))),
+        Err(_) => {
+            Err(StepError::Timeout(format!("containers live on {} s after SIGKILL", KILL_WAIT.as_secs())))
+        }
     }
 }
 
@@ -149,11 +179,11 @@ pub(super) async fn end_processes(shared: &Arc<Shared>, target: &Target) {
         free_container(shared, handler, container, monitor).await;
     }
     free(shared, handler, &pause_id(&target.record), &target.record.cgroup, monitor).await;
-    if let Some(monitor) = monitor {
-        if let Err(error) = monitor.shutdown().await {
-            let error = types::error::chain(&error);
-            tracing::debug!(pod.id = %target.record.id, error, "the monitor did not take leave");
-        }
+    if let Some(monitor) = monitor
+        && let Err(error) = monitor.shutdown().await
+    {
+        let error = types::error::chain(&error);
+        tracing::debug!(pod.id = %target.record.id, error, "the monitor did not take leave");
     }
 }
 
@@ -197,31 +227,40 @@ async fn free(
 }
 
 /// Detaches the pod's network, at once if that goes quickly, else in a task that repeats it until it is done.
-async fn release_network(shared: &Arc<Shared>, record: &SandboxRecord) {
-    if record.netns.is_none() {
-        return;
-    }
+async fn release_network(shared: &Arc<Shared>, record: &SandboxRecord) -> Option<JoinHandle<()>> {
+    let netns = record.netns.clone()?;
     let pod = network::describe(record);
     let worker = Arc::clone(shared);
-    let detach = shared.tasks.spawn(async move { detach_until_done(&worker, pod).await });
-    if tokio::time::timeout(NETWORK_WAIT, detach).await.is_err() {
-        tracing::warn!(pod.id = %record.id, "the network's teardown takes long and goes on behind");
+    let mut detach = shared.tasks.spawn(async move { detach_until_done(&worker, pod, netns).await });
+    match tokio::time::timeout(NETWORK_WAIT, &mut detach).await {
+        Ok(_) => None,
+        Err(_) => {
+            tracing::warn!(pod.id = %record.id, "the network's teardown takes long and goes on behind");
+            Some(detach)
+        }
     }
 }
 
-/// Repeats the network's teardown with a growing pause.
-pub(super) async fn detach_until_done(shared: &Arc<Shared>, pod: cni::PodNetwork) {
+/// Repeats the network's teardown with a growing pause, then removes the namespace.
+async fn detach_until_done(shared: &Arc<Shared>, pod: cni::PodNetwork, netns: PathBuf) {
+    let begun = Instant::now();
     let mut pause = RETRY.0;
-    loop {
-        match shared.drivers.network.teardown(&pod).await {
-            Ok(()) => return,
-            Err(error) => {
-                let error = types::error::chain(&error);
-                tracing::warn!(pod.id = %pod.sandbox, error, "the network could not be detached; trying again");
-            }
+    while let Err(error) = shared.drivers.network.teardown(&pod).await {
+        let error = types::error::chain(&error);
+        tracing::warn!(pod.id = %pod.sandbox, error, "the network could not be detached; trying again");
+        if begun.elapsed() > NETNS_WAIT {
+            remove_netns(shared, &netns).await;
         }
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(RETRY.1);
+    }
+    remove_netns(shared, &netns).await;
+}
+
+async fn remove_netns(shared: &Shared, netns: &Path) {
+    let (host, path) = (Arc::clone(&shared.drivers.host), netns.to_owned());
+    if let Err(error) = blocking(move || host.remove_netns(&path)).await {
+        super::actor::log_dropped("a network namespace could not be removed", &error);
     }
 }
 

@@ -10,9 +10,9 @@ use cni::fake::FakeNetwork;
 use cri_api::v1;
 use image::fake::FakeImages;
 use monitor_api::RuntimeCommand;
-use monitor_api::fake::{Call, Fault, FakeMonitors};
-use spec::{ContainerRequest, NodeFacts, SandboxRequest};
+use monitor_api::fake::{Call, FakeMonitors, Fault};
 use spec::oci_spec::image::{ConfigBuilder, ImageConfigurationBuilder};
+use spec::{ContainerRequest, NodeFacts, SandboxRequest};
 use tempfile::TempDir;
 use types::{ContainerId, ErrorKind, Kind, SandboxId};
 
@@ -43,7 +43,13 @@ impl Node {
             .architecture("amd64")
             .os("linux")
             .config(config)
-            .rootfs(spec::oci_spec::image::RootFsBuilder::default().typ("layers").diff_ids(Vec::<String>::new()).build().unwrap())
+            .rootfs(
+                spec::oci_spec::image::RootFsBuilder::default()
+                    .typ("layers")
+                    .diff_ids(Vec::<String>::new())
+                    .build()
+                    .unwrap(),
+            )
             .history(Vec::new())
             .build()
             .unwrap();
@@ -65,8 +71,7 @@ impl Node {
             std::fs::create_dir_all(path).unwrap();
         }
         let command = RuntimeCommand { path: "/runc".into(), root: "/nowhere".into(), systemd_cgroup: false };
-        let handler =
-            Handler { name: "runc".to_owned(), command, broken: None, recursive_read_only: false };
+        let handler = Handler { name: "runc".to_owned(), command, broken: None, recursive_read_only: false };
         let settings = Settings {
             layout,
             facts: NodeFacts::default(),
@@ -143,7 +148,8 @@ async fn run(pods: &Pods, name: &str) -> (SandboxId, ContainerId) {
 /// Waits until the container is seen in this state.
 async fn reaches(pods: &Pods, id: &ContainerId, state: ContainerState) {
     let (_, handle) = pods.find_container(id.as_str()).unwrap();
-    let seen = handle.watch().wait_for(|view| view.container(id).is_some_and(|c| c.state == state)).await.is_ok();
+    let seen =
+        handle.watch().wait_for(|view| view.container(id).is_some_and(|c| c.state == state)).await.is_ok();
     assert!(seen, "{id} never became {state:?}");
 }
 
@@ -305,7 +311,10 @@ async fn all_steps() -> Vec<(&'static str, &'static str)> {
 #[tokio::test]
 async fn every_step_that_fails_leaves_a_pod_that_can_be_removed() {
     let steps = all_steps().await;
-    assert!(steps.contains(&("run sandbox", "CNI")) && steps.contains(&("create container", "bundle")), "{steps:?}");
+    assert!(
+        steps.contains(&("run sandbox", "CNI")) && steps.contains(&("create container", "bundle")),
+        "{steps:?}"
+    );
     for (verb, step) in steps {
         let node = Node::new();
         let pods = node.recovered().await;
@@ -439,4 +448,37 @@ async fn a_record_of_another_version_is_left_alone() {
     let found = pods.recover().await.unwrap();
     assert_eq!(found.broken, 1);
     assert!(dir.join("sandbox.json").try_exists().unwrap());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_network_that_cannot_be_detached_holds_nobody_up() {
+    let node = Node::new();
+    let pods = node.recovered().await;
+    let sandbox_id = pods.run_sandbox(sandbox("web")).await.unwrap();
+    for _ in 0..5 {
+        node.network.inject(cni::fake::Verb::Teardown, cni::fake::Fault::Fail(11));
+    }
+    pods.remove_sandbox(sandbox_id.as_str()).await.unwrap();
+    assert!(pods.sandbox(sandbox_id.as_str()).is_err());
+    // Its name is free, and what is needed for the DEL is still there.
+    assert_eq!(node.network.attached(), [sandbox_id]);
+    while !node.left().is_empty() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pending_teardown_survives_a_restart() {
+    let node = Node::new();
+    let pods = node.recovered().await;
+    let sandbox_id = pods.run_sandbox(sandbox("web")).await.unwrap();
+    node.network.inject(cni::fake::Verb::Teardown, cni::fake::Fault::Hang);
+    pods.remove_sandbox(sandbox_id.as_str()).await.unwrap();
+    assert!(!node.host.left().is_empty(), "the namespace stays for the DEL");
+    drop(pods);
+    let pods = node.recovered().await;
+    assert!(pods.list().is_empty());
+    while !node.left().is_empty() {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }

@@ -149,16 +149,23 @@ impl RuntimeService for RuntimeEdge {
         Ok(Response::new(v1::UpdateRuntimeConfigResponse {}))
     }
 
-    async fn run_pod_sandbox(&self, request: Request<v1::RunPodSandboxRequest>) -> Reply<v1::RunPodSandboxResponse> {
+    async fn run_pod_sandbox(
+        &self,
+        request: Request<v1::RunPodSandboxRequest>,
+    ) -> Reply<v1::RunPodSandboxResponse> {
         self.recovered().await?;
         let request = request.into_inner();
         let config = request.config.ok_or_else(|| missing("config"))?;
-        let parsed = SandboxRequest::parse(config, request.runtime_handler).map_err(|error| status(&error))?;
+        let parsed =
+            SandboxRequest::parse(config, request.runtime_handler).map_err(|error| status(&error))?;
         let id = self.parts.pods.run_sandbox(parsed).await.map_err(|error| status(&*error))?;
         Ok(Response::new(v1::RunPodSandboxResponse { pod_sandbox_id: id.to_string() }))
     }
 
-    async fn stop_pod_sandbox(&self, request: Request<v1::StopPodSandboxRequest>) -> Reply<v1::StopPodSandboxResponse> {
+    async fn stop_pod_sandbox(
+        &self,
+        request: Request<v1::StopPodSandboxRequest>,
+    ) -> Reply<v1::StopPodSandboxResponse> {
         self.recovered().await?;
         let id = request.into_inner().pod_sandbox_id;
         self.parts.pods.stop_sandbox(&id).await.map_err(|error| status(&*error))?;
@@ -181,7 +188,8 @@ impl RuntimeService for RuntimeEdge {
     ) -> Reply<v1::PodSandboxStatusResponse> {
         self.recovered().await?;
         let request = request.into_inner();
-        let (view, pod) = self.parts.pods.sandbox(&request.pod_sandbox_id).map_err(|error| status(&*error))?;
+        let (view, pod) =
+            self.parts.pods.sandbox(&request.pod_sandbox_id).map_err(|error| status(&*error))?;
         let bundle = self.parts.pods.settings().layout.bundle(view.id.as_str());
         let info = if request.verbose { sandbox::info(&view, &bundle) } else { HashMap::new() };
         Ok(Response::new(v1::PodSandboxStatusResponse {
@@ -192,12 +200,16 @@ impl RuntimeService for RuntimeEdge {
         }))
     }
 
-    async fn list_pod_sandbox(&self, request: Request<v1::ListPodSandboxRequest>) -> Reply<v1::ListPodSandboxResponse> {
+    async fn list_pod_sandbox(
+        &self,
+        request: Request<v1::ListPodSandboxRequest>,
+    ) -> Reply<v1::ListPodSandboxResponse> {
         self.recovered().await?;
         let filter = request.into_inner().filter;
         let pods = self.parts.pods.list();
         let views = pods.iter().filter_map(|pod| pod.sandbox.as_ref());
-        let items = views.filter(|view| sandbox::passes(view, filter.as_ref())).map(|view| sandbox::item(view));
+        let items =
+            views.filter(|view| sandbox::passes(view, filter.as_ref())).map(|view| sandbox::item(view));
         Ok(Response::new(v1::ListPodSandboxResponse { items: items.collect() }))
     }
 
@@ -214,14 +226,20 @@ impl RuntimeService for RuntimeEdge {
         Ok(Response::new(v1::CreateContainerResponse { container_id: id.to_string() }))
     }
 
-    async fn start_container(&self, request: Request<v1::StartContainerRequest>) -> Reply<v1::StartContainerResponse> {
+    async fn start_container(
+        &self,
+        request: Request<v1::StartContainerRequest>,
+    ) -> Reply<v1::StartContainerResponse> {
         self.recovered().await?;
         let id = request.into_inner().container_id;
         self.parts.pods.start_container(&id).await.map_err(|error| status(&*error))?;
         Ok(Response::new(v1::StartContainerResponse {}))
     }
 
-    async fn stop_container(&self, request: Request<v1::StopContainerRequest>) -> Reply<v1::StopContainerResponse> {
+    async fn stop_container(
+        &self,
+        request: Request<v1::StopContainerRequest>,
+    ) -> Reply<v1::StopContainerResponse> {
         self.recovered().await?;
         let request = request.into_inner();
         let grace = Duration::from_secs(u64::try_from(request.timeout).unwrap_or(0));
@@ -240,12 +258,16 @@ impl RuntimeService for RuntimeEdge {
         Ok(Response::new(v1::RemoveContainerResponse {}))
     }
 
-    async fn list_containers(&self, request: Request<v1::ListContainersRequest>) -> Reply<v1::ListContainersResponse> {
+    async fn list_containers(
+        &self,
+        request: Request<v1::ListContainersRequest>,
+    ) -> Reply<v1::ListContainersResponse> {
         self.recovered().await?;
         let filter = request.into_inner().filter;
         let pods = self.parts.pods.list();
         let views = pods.iter().flat_map(|pod| &pod.containers);
-        let items = views.filter(|view| container::passes(view, filter.as_ref())).map(|view| container::item(view));
+        let items =
+            views.filter(|view| container::passes(view, filter.as_ref())).map(|view| container::item(view));
         Ok(Response::new(v1::ListContainersResponse { containers: items.collect() }))
     }
 
@@ -273,7 +295,8 @@ impl RuntimeService for RuntimeEdge {
     async fn exec_sync(&self, request: Request<v1::ExecSyncRequest>) -> Reply<v1::ExecSyncResponse> {
         self.recovered().await?;
         let request = request.into_inner();
-        let limit = u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
+        let limit =
+            u64::try_from(request.timeout).ok().filter(|seconds| *seconds > 0).map(Duration::from_secs);
         let ran = self.parts.pods.exec_sync(&request.container_id, request.cmd, limit).await;
         let output = ran.map_err(|error| status(&*error))?;
         Ok(Response::new(v1::ExecSyncResponse {
@@ -292,7 +315,10 @@ impl RuntimeService for RuntimeEdge {
     }
 
     type StreamContainersStream = Streamed<v1::StreamContainersResponse>;
-    async fn stream_containers(&self, _: Request<v1::StreamContainersRequest>) -> Reply<Self::StreamContainersStream> {
+    async fn stream_containers(
+        &self,
+        _: Request<v1::StreamContainersRequest>,
+    ) -> Reply<Self::StreamContainersStream> {
         unimplemented("StreamContainers")
     }
 
@@ -315,7 +341,10 @@ impl RuntimeService for RuntimeEdge {
         unimplemented("PortForward")
     }
 
-    async fn container_stats(&self, _: Request<v1::ContainerStatsRequest>) -> Reply<v1::ContainerStatsResponse> {
+    async fn container_stats(
+        &self,
+        _: Request<v1::ContainerStatsRequest>,
+    ) -> Reply<v1::ContainerStatsResponse> {
         unimplemented("ContainerStats")
     }
 
@@ -334,7 +363,10 @@ impl RuntimeService for RuntimeEdge {
         unimplemented("StreamContainerStats")
     }
 
-    async fn pod_sandbox_stats(&self, _: Request<v1::PodSandboxStatsRequest>) -> Reply<v1::PodSandboxStatsResponse> {
+    async fn pod_sandbox_stats(
+        &self,
+        _: Request<v1::PodSandboxStatsRequest>,
+    ) -> Reply<v1::PodSandboxStatsResponse> {
         unimplemented("PodSandboxStats")
     }
 
@@ -361,7 +393,10 @@ impl RuntimeService for RuntimeEdge {
     }
 
     type GetContainerEventsStream = Streamed<v1::ContainerEventResponse>;
-    async fn get_container_events(&self, _: Request<v1::GetEventsRequest>) -> Reply<Self::GetContainerEventsStream> {
+    async fn get_container_events(
+        &self,
+        _: Request<v1::GetEventsRequest>,
+    ) -> Reply<Self::GetContainerEventsStream> {
         unimplemented("GetContainerEvents")
     }
 

@@ -186,8 +186,12 @@ impl Actor {
         }
         cell.removing.push(reply);
         cell.record.phase = ContainerPhase::Removing;
-        let (shared, sandbox, record, monitor) =
-            (Arc::clone(&self.shared), self.sandbox.record.clone(), cell.record.clone(), self.monitor.clone());
+        let (shared, sandbox, record, monitor) = (
+            Arc::clone(&self.shared),
+            self.sandbox.record.clone(),
+            cell.record.clone(),
+            self.monitor.clone(),
+        );
         self.begin(async move {
             Done::Remove(id, remove::run(&shared, &sandbox, record, monitor.as_ref()).await)
         });
@@ -241,10 +245,14 @@ impl Actor {
 
     pub(super) fn container_view(&self, record: &ContainerRecord) -> ContainerView {
         let state = match record.phase {
-            ContainerPhase::Creating | ContainerPhase::Created | ContainerPhase::Starting => ContainerState::Created,
+            ContainerPhase::Creating | ContainerPhase::Created | ContainerPhase::Starting => {
+                ContainerState::Created
+            }
             ContainerPhase::Running => ContainerState::Running,
             ContainerPhase::Exited => ContainerState::Exited,
-            ContainerPhase::Removing if record.started_at.is_set() || record.exit.is_some() => ContainerState::Exited,
+            ContainerPhase::Removing if record.started_at.is_set() || record.exit.is_some() => {
+                ContainerState::Exited
+            }
             ContainerPhase::Removing => ContainerState::Created,
         };
         let exit = record.exit.as_ref();

@@ -14,13 +14,14 @@ impl Actor {
     pub(super) async fn on_event(&mut self, event: Event) {
         match event {
             Event::ExecExited { exec, exit_code, .. } => {
-                if let Some(watcher) = self.execs.remove(&exec) {
-                    if watcher.send(ExecExit { code: exit_code }).is_err() {
-                        tracing::debug!(exec.id = %exec, "a command ended after its caller had left");
-                    }
+                let watcher = self.execs.remove(&exec);
+                if watcher.is_some_and(|watcher| watcher.send(ExecExit { code: exit_code }).is_err()) {
+                    tracing::debug!(exec.id = %exec, "a command ended after its caller had left");
                 }
             }
-            Event::Exited(exit) if exit.container.as_str() == self.id.as_str() => self.on_pause_exit(&exit).await,
+            Event::Exited(exit) if exit.container.as_str() == self.id.as_str() => {
+                self.on_pause_exit(&exit).await
+            }
             Event::Exited(exit) => self.on_exit(&exit).await,
         }
     }
@@ -53,8 +54,12 @@ impl Actor {
             super::log_dropped("the container's exit could not be recorded", &error);
         }
         let Some(cell) = self.containers.get(id) else { return };
-        let (shared, record, sandbox, monitor) =
-            (Arc::clone(&self.shared), cell.record.clone(), self.sandbox.record.clone(), self.monitor.clone());
+        let (shared, record, sandbox, monitor) = (
+            Arc::clone(&self.shared),
+            cell.record.clone(),
+            self.sandbox.record.clone(),
+            self.monitor.clone(),
+        );
         self.shared.tasks.spawn(async move {
             teardown::free_container(&shared, &sandbox.handler, &record, monitor.as_ref()).await;
         });
@@ -123,5 +128,10 @@ pub(in super::super) fn exit_of(exit: &ExitRecord) -> Exit {
 
 /// The record of an exit that nobody saw; 255 is what kubelet's users know for it.
 pub(in super::super) fn lost_exit(now: Timestamp) -> Exit {
-    Exit { code: 255, reason: ExitReason::Unknown, message: "the exit status was lost".to_owned(), finished_at: now }
+    Exit {
+        code: 255,
+        reason: ExitReason::Unknown,
+        message: "the exit status was lost".to_owned(),
+        finished_at: now,
+    }
 }

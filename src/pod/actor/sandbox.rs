@@ -134,7 +134,7 @@ impl Actor {
     fn leave(&mut self) {
         let mut directory = self.shared.directory();
         directory.sandboxes.remove(&self.id);
-        directory.keys.remove(&self.sandbox.record.request.key());
+        directory.keys.remove(self.sandbox.record.request.key());
         for id in self.containers.keys() {
             directory.containers.remove(id);
         }
