@@ -192,10 +192,22 @@ impl Pod {
 }
 
 impl Drop for Pod {
-    /// A test that failed half-way leaves its processes to us.
+    /// A test that failed half-way leaves its processes and cgroups to us; after one that did not there is nothing to do.
     fn drop(&mut self) {
         let left = processes(|text| text.contains(self.sandbox.as_str()) || text.contains(&self.name));
-        left.into_iter().for_each(|(pid, _)| drop(sys::process::kill(pid, 9)));
+        for (pid, _) in left {
+            if let Ok(process) = sys::pidfd::PidFd::open(pid) {
+                process.signal(9).ok();
+                process.wait_ended(Some(Duration::from_secs(2))).ok();
+            }
+        }
+        for cgroup in self.cgroups() {
+            let below = fs::read_dir(&cgroup).into_iter().flatten().flatten().map(|entry| entry.path());
+            below
+                .filter(|path| path.is_dir())
+                .chain([cgroup.clone()])
+                .for_each(|dir| drop(fs::remove_dir(dir)));
+        }
         sys::mount::unmount(self.dir.path()).ok();
     }
 }
