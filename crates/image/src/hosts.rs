@@ -164,7 +164,11 @@ impl Endpoint {
                     self.trust.ca = paths.into_iter().map(|path| directory.join(path)).collect();
                 }
                 _ => {
-                    tracing::debug!(op = "hosts", key, "a key of hosts.toml is not supported and is skipped")
+                    tracing::debug!(
+                        op = "hosts",
+                        step = key,
+                        "a key of hosts.toml is not supported and is skipped"
+                    )
                 }
             }
         }

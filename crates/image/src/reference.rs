@@ -224,7 +224,8 @@ fn is_component(component: &str) -> bool {
     let mut seen_word = false;
     for byte in component.bytes() {
         if is_word(byte) {
-            if !separator.is_empty() && !(seen_word && is_separator(&separator)) {
+            let joined = seen_word && is_separator(&separator);
+            if !separator.is_empty() && !joined {
                 return false;
             }
             separator.clear();

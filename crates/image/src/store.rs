@@ -222,7 +222,7 @@ impl Store {
                 .map_err(|e| ImageError::file(format!("removing image {}", image.id), e))?;
             state.files.remove(&path);
             state.images.remove(&image.id);
-            tracing::info!(op = "remove", image.r#ref = image.name(), "image removed");
+            tracing::info!(op = "remove", "image.ref" = image.name(), "image removed");
             let trash = self.collect(&mut state);
             self.publish(&state);
             trash

@@ -63,18 +63,18 @@ impl Shared {
     async fn watched_pull(self: &Arc<Self>, pull: Pull) -> Result<ImageId, ImageError> {
         let name = pull.reference.to_string();
         let begun = std::time::Instant::now();
-        tracing::info!(op = "pull", image.r#ref = name, "pulling image");
+        tracing::info!(op = "pull", "image.ref" = name, "pulling image");
         let closing = self.closing.clone();
         let outcome =
             closing.run_until_cancelled(self.run_pull(pull)).await.unwrap_or(Err(ImageError::Closed));
         let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         match &outcome {
-            Ok(id) => {
-                tracing::info!(op = "pull", image.r#ref = name, elapsed_ms, image.id = %id, "image pulled")
+            Ok(_) => {
+                tracing::info!(op = "pull", "image.ref" = name, elapsed_ms, "image pulled");
             }
             Err(error) => {
                 let error = types::error::chain(error);
-                tracing::warn!(op = "pull", image.r#ref = name, elapsed_ms, error, "image not pulled");
+                tracing::warn!(op = "pull", "image.ref" = name, elapsed_ms, error, "image not pulled");
             }
         }
         outcome

@@ -58,6 +58,9 @@ impl Session {
         let mut offset = 0;
         let mut last = None;
         for round in 0..ROUNDS {
+            if round > 0 {
+                tokio::time::sleep(PAUSE * 3_u32.pow(round - 1)).await;
+            }
             let mut may_recover = false;
             for host in self.hosts.iter().filter(|host| host.endpoint.pull && host.is_alive()) {
                 let failure = match host.whole_blob(&self.reference, descriptor, &mut offset, &mut sink).await
@@ -71,7 +74,6 @@ impl Session {
             if !may_recover {
                 break;
             }
-            tokio::time::sleep(PAUSE * 3_u32.pow(round)).await;
         }
         Err(last.unwrap_or_else(|| self.no_host()))
     }
