@@ -157,7 +157,9 @@ impl Trial {
     }
 
     fn write_bundle(&self) -> Result<(), sys::FileError> {
-        sys::atomic::create_dir_all(&self.dir.join("rootfs/proc"), 0o700)?;
+        for mount_point in ["rootfs/proc", "rootfs/dev"] {
+            sys::atomic::create_dir_all(&self.dir.join(mount_point), 0o700)?;
+        }
         sys::atomic::write(&self.dir.join("rootfs/pause"), sys::pause::BINARY, 0o755)?;
         let config = config(&self.id, self.runtime.systemd_cgroup);
         sys::atomic::write(&self.dir.join("config.json"), config.to_string().as_bytes(), 0o600)
@@ -197,7 +199,7 @@ impl Trial {
 
 const KILL: i32 = 9;
 
-/// The least that both runtimes take for a container.
+/// The least that both runtimes take for a container. runc makes a missing `/dev` itself, crun refuses.
 fn config(id: &str, systemd_cgroup: bool) -> serde_json::Value {
     let cgroups_path = if systemd_cgroup {
         format!("system.slice:crimson:{}", id.trim_start_matches("crimson-"))
@@ -208,7 +210,10 @@ fn config(id: &str, systemd_cgroup: bool) -> serde_json::Value {
         "ociVersion": "1.0.2",
         "process": {"args": ["/pause"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": [], "noNewPrivileges": true},
         "root": {"path": "rootfs", "readonly": true},
-        "mounts": [{"destination": "/proc", "type": "proc", "source": "proc"}],
+        "mounts": [
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}
+        ],
         "linux": {
             "cgroupsPath": cgroups_path,
             "namespaces": [
