@@ -63,22 +63,54 @@ pub enum AppError {
 pub async fn run(config: Config, inherited: Option<UnixListener>) -> Result<(), AppError> {
     let shutdown = Shutdown::new();
     shutdown.listen().map_err(AppError::Start)?;
+    ignore_reloads()?;
     let layout = Layout::new(config.root.clone(), config.state.clone());
     let listener = Listener::open(&config.socket, &config.state, inherited)?;
+    // Held to the very end: the listener goes when serving ends, and operations write after that.
+    let _lock = listener.state_lock();
     prepare(&layout)?;
-    let incoming = listener.into_incoming().map_err(AppError::Start)?;
+    let ended = serve(&config, &layout, &shutdown, listener).await;
+    leave(&layout);
+    tracing::info!("stopped");
+    ended
+}
 
+async fn serve(
+    config: &Config,
+    layout: &Layout,
+    shutdown: &Shutdown,
+    listener: Listener,
+) -> Result<(), AppError> {
+    let incoming = listener.into_incoming().map_err(AppError::Start)?;
     let (ready, readiness) = watch::channel(Readiness::Recovering);
-    let parts = build(&config, layout.clone(), &shutdown, readiness).await?;
-    let pods = parts.pods.clone();
+    let parts = build(config, layout.clone(), shutdown, readiness).await?;
+    let (pods, images) = (parts.pods.clone(), parts.images.clone());
     let stop = shutdown.token();
     let server = Server::builder()
         .add_routes(service::routes(parts))
         .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
     let mut server = tokio::spawn(server);
     shutdown.spawn(notify::keep_watchdog(shutdown.token()));
-    ignore_reloads()?;
+    recover(config, &pods, &ready).await?;
+    // Waiting for either loses nothing: the server goes on as a task of its own.
+    tokio::select! {
+        ended = &mut server => return flatten(ended),
+        () = shutdown.requested() => {}
+    }
+    notify::stopping();
+    let limit = config.limits.shutdown_timeout;
+    let served = tokio::time::timeout(limit, server).await;
+    pods.drain(limit).await;
+    if tokio::time::timeout(limit, images.shutdown()).await.is_err() {
+        tracing::warn!("pulls were cut off");
+    }
+    if let Drained::Leaving(tasks) = shutdown.drain(Duration::from_secs(1)).await {
+        tracing::warn!(tasks, "tasks were cut off");
+    }
+    served.map_or(Ok(()), flatten)
+}
 
+async fn recover(config: &Config, pods: &Pods, ready: &watch::Sender<Readiness>) -> Result<(), AppError> {
     let found = pods.recover().await.map_err(AppError::Recover)?;
     ready.send_replace(Readiness::Ready);
     notify::ready();
@@ -90,36 +122,15 @@ pub async fn run(config: Config, inherited: Option<UnixListener>) -> Result<(), 
         path = %config.socket.display(),
         "ready"
     );
-    // Waiting for either loses nothing: the server goes on as a task of its own.
-    tokio::select! {
-        ended = &mut server => return flatten(ended),
-        () = shutdown.requested() => {}
-    }
-    end(&config, &layout, &pods, &shutdown, server).await
+    Ok(())
 }
 
-/// The orderly end: containers go on, and without any the host is left as it was found.
-async fn end(
-    config: &Config,
-    layout: &Layout,
-    pods: &Pods,
-    shutdown: &Shutdown,
-    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
-) -> Result<(), AppError> {
-    notify::stopping();
-    let limit = config.limits.shutdown_timeout;
-    let served = tokio::time::timeout(limit, server).await;
-    pods.drain(limit).await;
-    if let Drained::Leaving(tasks) = shutdown.drain(Duration::from_secs(1)).await {
-        tracing::warn!(tasks, "tasks were cut off");
-    }
-    if pods.list().is_empty()
-        && let Err(error) = sys::mount::unmount(layout.state())
-    {
+/// Without pods the host is left as it was found; with pods everything stays for the next start.
+fn leave(layout: &Layout) {
+    let empty = std::fs::read_dir(layout.records()).is_ok_and(|mut records| records.next().is_none());
+    if empty && let Err(error) = sys::mount::unmount(layout.state()) {
         tracing::debug!(error = types::error::chain(&error), "the state directory stays mounted");
     }
-    tracing::info!("stopped");
-    served.map_or(Ok(()), flatten)
 }
 
 fn flatten(
@@ -150,7 +161,7 @@ fn prepare(layout: &Layout) -> Result<(), AppError> {
         let path = path.to_owned();
         move |error: Box<dyn std::error::Error + Send + Sync>| AppError::Directory(path, error)
     };
-    for (path, mode) in [(layout.root(), 0o711), (layout.state(), 0o711)] {
+    for (path, mode) in [(layout.root(), 0o711), (layout.state(), 0o700)] {
         sys::atomic::create_dir_all(path, mode).map_err(|error| failed(path)(error.into()))?;
     }
     sys::mount::private_self_bind(layout.state()).map_err(|error| failed(layout.state())(error.into()))?;

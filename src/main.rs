@@ -44,6 +44,8 @@ fn serve(args: SourceArgs) -> ExitCode {
 /// The daemon from its first thread to its last. The inherited socket is taken while there is only one.
 fn run(config: Config) -> Result<(), Box<dyn Error>> {
     let inherited = listener::inherited()?;
+    // Whatever else was left open by who started us is no business of the programs we start.
+    sys::process::close_inherited_on_exec()?;
     Logging::start(config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("crimson").enable_all().build()?;
     Ok(runtime.block_on(app::run(config, inherited))?)

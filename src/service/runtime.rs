@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use cri_api::v1;
 use cri_api::v1::runtime_service_server::RuntimeService;
+use rustix::fs::StatVfsMountFlags;
 use serde_json::json;
 use spec::{ContainerRequest, SandboxRequest};
 use tokio_stream::Stream;
@@ -64,14 +65,29 @@ impl RuntimeEdge {
             _ if *self.parts.readiness.borrow() == Readiness::Recovering => {
                 ("Recovering", "pods of an earlier run are being brought back".to_owned())
             }
-            Ok(_) => ("", String::new()),
             Err(error) => ("NoRuntime", types::error::chain(&error)),
+            Ok(_) => match self.store_trouble() {
+                Some(trouble) => ("StoreNotWritable", trouble),
+                None => ("", String::new()),
+            },
         };
         v1::RuntimeCondition {
             r#type: "RuntimeReady".to_owned(),
             status: reason.is_empty(),
             reason: reason.to_owned(),
             message,
+        }
+    }
+
+    /// Why records could not be written now, if so. A full disk is no reason: everything that frees space goes on.
+    fn store_trouble(&self) -> Option<String> {
+        let root = self.parts.pods.settings().layout.root();
+        match rustix::fs::statvfs(root) {
+            Ok(stat) if stat.f_flag.contains(StatVfsMountFlags::RDONLY) => {
+                Some(format!("{} is mounted read-only", root.display()))
+            }
+            Ok(_) => None,
+            Err(error) => Some(format!("{}: {error}", root.display())),
         }
     }
 

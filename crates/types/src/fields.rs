@@ -2,10 +2,25 @@
 //! that searching for `container.id=…` gives the whole story of a container.
 //!
 //! `tracing` macros take field names as literals, so these constants serve documentation and tests; the list is the
-//! rule: `pod.id pod.name pod.ns container.id exec.id image.ref rpc op step pid path elapsed_ms error`.
+//! rule. Counters in summary lines (`sandboxes`, `containers`, `undone`, `broken`, `tasks`, `pending`) come on top.
 
 /// Every field name that log lines may use.
 pub const ALL: &[&str] = &[
-    "pod.id", "pod.name", "pod.ns", "container.id", "exec.id", "image.ref", "rpc", "op", "step", "pid", "path",
-    "elapsed_ms", "error",
+    "pod.id",
+    "pod.name",
+    "pod.ns",
+    "container.id",
+    "exec.id",
+    "image.ref",
+    "image.id",
+    "id",
+    "handler",
+    "rpc",
+    "op",
+    "step",
+    "pid",
+    "exit_code",
+    "path",
+    "elapsed_ms",
+    "error",
 ];
