@@ -43,10 +43,10 @@ clippy: deps
 CARGO_DENY := $(or $(shell command -v cargo-deny),.cache/cargo-deny/bin/cargo-deny)
 
 deny: $(CARGO_DENY)
-	$(CARGO_DENY) check bans licenses sources
+	$(CARGO_DENY) --workspace check --hide-inclusion-graph bans licenses sources
 
 .cache/cargo-deny/bin/cargo-deny:
-	$(CARGO) install --locked --debug --root .cache/cargo-deny --target-dir .cache/cargo-deny/target cargo-deny
+	CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install --locked --debug --root .cache/cargo-deny --target-dir .cache/cargo-deny/target cargo-deny
 	rm -rf .cache/cargo-deny/target
 
 deps:

@@ -42,7 +42,11 @@ impl PodSpec {
                 searches: vec!["e2e.svc.cluster.local".to_owned()],
                 options: vec!["ndots:5".to_owned()],
             }),
-            labels: HashMap::from([("io.kubernetes.pod.name".to_owned(), name.to_owned())]),
+            labels: HashMap::from([
+                ("io.kubernetes.pod.name".to_owned(), name.to_owned()),
+                ("io.kubernetes.pod.namespace".to_owned(), "e2e".to_owned()),
+                ("io.kubernetes.pod.uid".to_owned(), uid.to_owned()),
+            ]),
             annotations: HashMap::from([("crimson.e2e/kept".to_owned(), "byte for byte: äß\n".to_owned())]),
             linux: Some(LinuxPodSandboxConfig {
                 cgroup_parent,
@@ -120,6 +124,13 @@ impl ContainerSpec {
             ..Default::default()
         };
         Self { config }
+    }
+
+    /// The same container with the labels by which tools find the pod of a container.
+    #[must_use]
+    pub fn labelled_by(mut self, pod: &PodSpec) -> Self {
+        self.config.labels.extend(pod.config.labels.clone());
+        self
     }
 
     /// A container that runs a shell line.

@@ -63,6 +63,7 @@ impl Machine {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .kill_on_drop(true)
+            .process_group(0)
             .spawn()
             .context("starting unshare (util-linux)")?;
         let stdin = unshare.stdin.take().context("pipe to the machine")?;
@@ -111,7 +112,8 @@ impl Machine {
                 enter
             }
         };
-        command.current_dir("/").stdin(Stdio::null()).kill_on_drop(true);
+        // A group of its own, so that Ctrl-C reaches the test or demo alone, which then ends the others in order.
+        command.current_dir("/").stdin(Stdio::null()).kill_on_drop(true).process_group(0);
         command
     }
 

@@ -288,7 +288,10 @@ impl Node {
         let mut daemon = self.daemon.take().context("the daemon does not run")?;
         process::signal(daemon.pid, Signal::TERM)?;
         match tokio::time::timeout(PATIENCE, daemon.child.wait()).await {
-            Ok(status) => Ok(status?),
+            Ok(status) => {
+                ensure!(daemon.notify.has_said_stopping(), "the daemon ended without the steps of an orderly end");
+                Ok(status?)
+            }
             Err(_) => {
                 process::signal(daemon.pid, Signal::KILL)?;
                 bail!("the daemon did not end within {PATIENCE:?} of SIGTERM")
@@ -395,7 +398,7 @@ impl Node {
         }
         let outer = child.id().context("the daemon has ended")?;
         let pid = if self.machine.is_private() { process::only_child(outer)? } else { outer };
-        self.daemon = Some(Daemon { child, pid });
+        self.daemon = Some(Daemon { child, pid, notify });
         let cri = Cri::connect(&self.machine.path(&self.socket())).await?;
         for id in self.cri.iter().flat_map(Cri::seen) {
             cri.remember(&id);

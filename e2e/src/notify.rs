@@ -45,4 +45,11 @@ impl Notify {
             .context("the daemon did not get ready in time")?
             .context("notification")
     }
+
+    /// Whether the daemon, which has ended, had said `STOPPING=1`.
+    pub(crate) fn has_said_stopping(&self) -> bool {
+        let mut buffer = [0_u8; 4096];
+        let mut said = std::iter::from_fn(|| self.socket.try_recv(&mut buffer).ok().map(|length| buffer[..length].to_vec()));
+        said.any(|text| text.split(|byte| *byte == b'\n').any(|line| line == b"STOPPING=1"))
+    }
 }

@@ -77,9 +77,9 @@ impl Registry {
             self.host
         );
         let secure = format!(
-            "server = \"https://{0}\"\n\n[host.\"https://{0}\"]\ncapabilities = [\"pull\", \"resolve\"]\nca = \"{1}\"\n",
+            "server = \"https://{0}\"\nca = \"{1}\"\n",
             self.secure_host,
-            self.dir.path().join("registry.crt").display()
+            self.dir.path().join("authority.crt").display()
         );
         for (host, text) in [(&self.host, plain), (&self.secure_host, secure)] {
             let dir = registry_config_dir.join(host);
@@ -152,33 +152,49 @@ impl Registry {
         Ok(())
     }
 
+    /// An authority of our own and a certificate by it, as a company's registry has them.
     async fn make_certificate(&self) -> Result<(PathBuf, PathBuf)> {
-        let (certificate, key) = (self.dir.path().join("registry.crt"), self.dir.path().join("registry.key"));
-        let output = tokio::process::Command::new("openssl")
-            .args([
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:prime256v1",
-                "-nodes",
-                "-days",
-                "2",
-            ])
-            .args(["-subj", "/CN=e2e registry", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"])
-            .arg("-keyout")
-            .arg(&key)
-            .arg("-out")
-            .arg(&certificate)
-            .output()
-            .await
-            .context("running openssl")?;
-        if !output.status.success() {
-            bail!("openssl: {}", String::from_utf8_lossy(&output.stderr));
-        }
-        Ok((certificate, key))
+        let path = |name: &str| self.dir.path().join(name);
+        let new_key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"];
+        let text = |path: &Path| path.display().to_string();
+        let (authority, authority_key) = (text(&path("authority.crt")), text(&path("authority.key")));
+        let (certificate, key) = (text(&path("registry.crt")), text(&path("registry.key")));
+        let mut make = vec!["req", "-x509", "-days", "2", "-subj", "/CN=e2e authority"];
+        make.extend(new_key);
+        make.extend(["-keyout", &authority_key, "-out", &authority]);
+        openssl(&make).await?;
+        let mut sign = vec![
+            "req",
+            "-x509",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=e2e registry",
+            "-CA",
+            &authority,
+            "-CAkey",
+            &authority_key,
+        ];
+        sign.extend(new_key);
+        sign.extend([
+            "-addext",
+            "subjectAltName=IP:127.0.0.1,DNS:localhost",
+            "-addext",
+            "basicConstraints=critical,CA:FALSE",
+        ]);
+        sign.extend(["-keyout", &key, "-out", &certificate]);
+        openssl(&sign).await?;
+        Ok((path("registry.crt"), path("registry.key")))
     }
+}
+
+async fn openssl(args: &[&str]) -> Result {
+    let output =
+        tokio::process::Command::new("openssl").args(args).output().await.context("running openssl")?;
+    if !output.status.success() {
+        bail!("openssl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
 }
 
 impl Drop for Registry {

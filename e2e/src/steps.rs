@@ -36,9 +36,9 @@ fn json(line: &str) -> Option<Step> {
 
 fn text(line: &str) -> Option<Step> {
     let field = |name: &str| {
-        let mark = format!("{name}=");
-        let word = line.split_whitespace().find_map(|word| word.strip_prefix(&mark))?;
-        Some(word.trim_matches(['"', ',']).to_owned())
+        let (_, rest) = line.split_once(&format!(" {name}="))?;
+        let end = if rest.starts_with('"') { '"' } else { ' ' };
+        rest.trim_start_matches('"').split(end).next().map(str::to_owned)
     };
     Some(Step { op: field("op")?, step: field("step")?, elapsed_ms: field("elapsed_ms")?.parse().ok()? })
 }
@@ -49,10 +49,9 @@ mod tests {
 
     #[test]
     fn both_log_formats_give_the_same_step() {
-        let json = r#"{"level":"DEBUG","target":"crimson::step","fields":{"op":"run_pod","step":"cni","elapsed_ms":12.5}}"#;
-        let text =
-            r#"2026-01-01T00:00:00Z DEBUG rpc{x=1}: crimson::step: op="run_pod" step="cni" elapsed_ms=12.5"#;
-        let expected = [Step { op: "run_pod".to_owned(), step: "cni".to_owned(), elapsed_ms: 12.5 }];
+        let json = r#"{"level":"DEBUG","target":"crimson::step","fields":{"op":"run_pod","step":"OCI create","elapsed_ms":12.5}}"#;
+        let text = r#"2026-01-01T00:00:00Z DEBUG rpc{x=1}: crimson::step: op="run_pod" step="OCI create" elapsed_ms=12.5"#;
+        let expected = [Step { op: "run_pod".to_owned(), step: "OCI create".to_owned(), elapsed_ms: 12.5 }];
         assert_eq!(parse_steps(json), expected);
         assert_eq!(parse_steps(text), expected);
         assert_eq!(parse_steps("INFO crimson: ready"), []);

@@ -172,7 +172,9 @@ async fn what_cannot_be_pulled_is_named() -> Result {
         assert!(missing.unwrap_err().message().contains(&reference));
         assert_eq!(cri.image(&reference).await?, None, "an unknown image is no error to ask for");
     }
-    for malformed in ["", "UPPER/case", "with space", "127.0.0.1:5000/x@sha256:12", "x:/y", "../x"] {
+    for malformed in
+        ["", "127.0.0.1:5000/UPPER/case", "with space", "127.0.0.1:5000/x@sha256:12", "x:/y", "../x"]
+    {
         let refused = cri.pull(malformed).await;
         assert_eq!(code_of(&refused), Code::InvalidArgument, "{malformed:?}: {refused:?}");
         assert!(refused.unwrap_err().message().contains(malformed), "the message names {malformed:?}");

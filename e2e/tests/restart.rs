@@ -215,8 +215,8 @@ async fn flow(cri: &Cri, script: &Script) -> Result {
     Ok(())
 }
 
-/// Every listed object answers for itself, in a state it can be in; ready pods work, and stopped ones are removed, since a
-/// pod that was being stopped cannot be asked for again.
+/// Every listed object answers for itself, in a state it can be in; ready pods work. What has ended is removed, as the kubelet
+/// would: the flow asks for its names again.
 async fn everything_is_complete(cri: &Cri) -> Result {
     for container in cri.all_containers().await? {
         let status = cri.container(&container.id).await?;

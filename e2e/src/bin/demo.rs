@@ -106,7 +106,8 @@ async fn run(node: &Node, pod: &e2e::PodSpec, reference: &str) -> Result<Ids> {
     let address = cri.pod_ip(&pod_id).await?;
     println!("  the pod's address is {address}");
 
-    let httpd = ContainerSpec::new("httpd", &image, &["httpd", "-f", "-v", "-p", "8080", "-h", "/www"]);
+    let httpd = ContainerSpec::new("httpd", &image, &["httpd", "-f", "-v", "-p", "8080", "-h", "/www"])
+        .labelled_by(pod);
     let httpd = step("CreateContainer httpd", cri.create(&pod_id, &httpd, pod)).await?;
     step("StartContainer httpd", cri.start(&httpd)).await?;
     println!("  {:.0} ms from the pulled image to a running pod", pulled.elapsed().as_secs_f64() * 1000.0);
@@ -115,7 +116,7 @@ async fn run(node: &Node, pod: &e2e::PodSpec, reference: &str) -> Result<Ids> {
     let line = format!(
         "until wget -qO- http://{address}:8080/; do sleep 0.05; done; trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"
     );
-    let client = ContainerSpec::shell("client", &image, &line);
+    let client = ContainerSpec::shell("client", &image, &line).labelled_by(pod);
     let client = step("CreateContainer client", cri.create(&pod_id, &client, pod)).await?;
     step("StartContainer client", cri.start(&client)).await?;
 
