@@ -89,17 +89,11 @@ async fn serve(
     let server = Server::builder()
         .add_routes(service::routes(parts))
         .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
-    let mut server = tokio::spawn(server);
+    let server = tokio::spawn(server);
     shutdown.spawn(notify::keep_watchdog(shutdown.token()));
     recover(config, &pods, &ready).await?;
-    // Waiting for either loses nothing: the server goes on as a task of its own.
-    tokio::select! {
-        ended = &mut server => return flatten(ended),
-        () = shutdown.requested() => {}
-    }
-    notify::stopping();
     let limit = config.limits.shutdown_timeout;
-    let served = tokio::time::timeout(limit, server).await;
+    let served = serve_out(server, shutdown, limit).await;
     pods.drain(limit).await;
     if tokio::time::timeout(limit, images.shutdown()).await.is_err() {
         tracing::warn!("pulls were cut off");
@@ -107,7 +101,24 @@ async fn serve(
     if let Drained::Leaving(tasks) = shutdown.drain(Duration::from_secs(1)).await {
         tracing::warn!(tasks, "tasks were cut off");
     }
-    served.map_or(Ok(()), flatten)
+    served
+}
+
+type Serving = tokio::task::JoinHandle<Result<(), tonic::transport::Error>>;
+
+/// Waits until the server has ended: within `limit` of being asked to, or by itself. It hears of the request too, so it may
+/// be first to end in either case, and what follows serving follows in both.
+async fn serve_out(mut server: Serving, shutdown: &Shutdown, limit: Duration) -> Result<(), AppError> {
+    // Waiting for either loses nothing: the server goes on as a task of its own.
+    let ended = tokio::select! {
+        ended = &mut server => Some(ended),
+        () = shutdown.requested() => None,
+    };
+    notify::stopping();
+    match ended {
+        Some(ended) => flatten(ended),
+        None => tokio::time::timeout(limit, server).await.map_or(Ok(()), flatten),
+    }
 }
 
 async fn recover(config: &Config, pods: &Pods, ready: &watch::Sender<Readiness>) -> Result<(), AppError> {

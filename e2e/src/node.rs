@@ -62,6 +62,7 @@ pub struct Node {
 struct Daemon {
     child: Child,
     pid: u32,
+    notify: Notify,
 }
 
 /// The directory with the product's binaries: `CRIMSON_BIN_DIR`, or the one the running test program was built into.
@@ -289,7 +290,8 @@ impl Node {
         process::signal(daemon.pid, Signal::TERM)?;
         match tokio::time::timeout(PATIENCE, daemon.child.wait()).await {
             Ok(status) => {
-                ensure!(daemon.notify.has_said_stopping(), "the daemon ended without the steps of an orderly end");
+                // Only an end with all its steps says so, and had said it before it was over.
+                daemon.notify.hear("STOPPING=1", Duration::from_secs(1)).await?;
                 Ok(status?)
             }
             Err(_) => {
@@ -393,7 +395,7 @@ impl Node {
         command.stdout(Stdio::from(log.try_clone()?)).stderr(Stdio::from(log));
         let mut child = command.spawn().context("starting the daemon")?;
         tokio::select! {
-            ready = notify.ready(PATIENCE) => ready?,
+            ready = notify.hear("READY=1", PATIENCE) => ready?,
             status = child.wait() => bail!("the daemon ended at start with {}:\n{}", status?, self.log_tail()),
         }
         let outer = child.id().context("the daemon has ended")?;

@@ -28,28 +28,21 @@ impl Notify {
         &self.path
     }
 
-    /// Waits until the daemon says `READY=1`.
-    pub(crate) async fn ready(&self, limit: Duration) -> Result {
+    /// Waits until the daemon says `wanted`, such as `READY=1`.
+    pub(crate) async fn hear(&self, wanted: &str, limit: Duration) -> Result {
         let wait = async {
             let mut buffer = [0_u8; 4096];
             loop {
                 let length = self.socket.recv(&mut buffer).await?;
                 let text = String::from_utf8_lossy(buffer.get(..length).unwrap_or_default()).into_owned();
-                if text.lines().any(|line| line == "READY=1") {
+                if text.lines().any(|line| line == wanted) {
                     return Ok::<_, std::io::Error>(());
                 }
             }
         };
         tokio::time::timeout(limit, wait)
             .await
-            .context("the daemon did not get ready in time")?
+            .with_context(|| format!("the daemon did not say {wanted} in time"))?
             .context("notification")
-    }
-
-    /// Whether the daemon, which has ended, had said `STOPPING=1`.
-    pub(crate) fn has_said_stopping(&self) -> bool {
-        let mut buffer = [0_u8; 4096];
-        let mut said = std::iter::from_fn(|| self.socket.try_recv(&mut buffer).ok().map(|length| buffer[..length].to_vec()));
-        said.any(|text| text.split(|byte| *byte == b'\n').any(|line| line == b"STOPPING=1"))
     }
 }
