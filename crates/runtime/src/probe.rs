@@ -199,7 +199,8 @@ impl Trial {
 
 const KILL: i32 = 9;
 
-/// The least that both runtimes take for a container. runc makes a missing `/dev` itself, crun refuses.
+/// The least that both runtimes take for a container. runc makes a missing `/dev` itself, crun refuses. crun up to 1.21
+/// crashes with the systemd driver where no resources are named.
 fn config(id: &str, systemd_cgroup: bool) -> serde_json::Value {
     let cgroups_path = if systemd_cgroup {
         format!("system.slice:crimson:{}", id.trim_start_matches("crimson-"))
@@ -216,6 +217,7 @@ fn config(id: &str, systemd_cgroup: bool) -> serde_json::Value {
         ],
         "linux": {
             "cgroupsPath": cgroups_path,
+            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
             "namespaces": [
                 {"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"}
             ]

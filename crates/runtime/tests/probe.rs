@@ -57,13 +57,14 @@ fn runc_makes_a_container_here_and_leaves_nothing() {
 }
 
 #[test]
-fn every_mount_of_the_trial_has_its_mount_point() {
+fn the_trial_names_resources_and_has_a_place_for_every_mount() {
     let _alone = alone();
     let scratch = tempfile::tempdir().unwrap();
     let look = r#"[ "$7" = create ] || exit 0
         for place in $(grep -o '"destination":"[^"]*"' "$9/config.json" | cut -d'"' -f4) /dev; do
             [ -d "$9/rootfs$place" ] || { echo '{"level":"error","msg":"no '$place'"}' > "$4"; exit 1; }
-        done"#;
+        done
+        grep -q '"resources":{"devices"' "$9/config.json" || { echo '{"level":"error","msg":"no resources"}' > "$4"; exit 1; }"#;
     let runtime = script(scratch.path(), look);
     probe(&runtime, scratch.path(), LIMIT).unwrap();
     assert_nothing_left(scratch.path(), &[runtime.path]);
