@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use monitor_api::{Connection, CreateRequest};
+use monitor_api::{Connection, CreateRequest, Monitor};
 use spec::{SandboxPlace, SandboxRequest};
 use types::ContainerId;
 
@@ -97,10 +97,15 @@ impl Attempt<'_> {
         self.steps.run("record", self.record.save(self.shared.layout())).await?;
         self.steps.run("files", files::make_pod_files(self.shared, &self.record)).await?;
         let rootfs = self.lease_pause().await?;
-        self.make_netns().await?;
+        let (shared, steps, record) = (self.shared, &self.steps, &self.record);
+        let (netns, monitor) =
+            tokio::join!(make_netns(shared, steps, record), prepare_pause(shared, steps, record));
+        // The monitor is known, and can be undone, before an error of the other is looked at.
+        let connection = self.connection.insert(monitor?);
+        netns?;
         let (network, pause) = tokio::join!(
-            network::attach(self.shared, &self.steps, &self.record),
-            start_pause(self.shared, &self.steps, &self.record, &handler, rootfs, &mut self.connection),
+            network::attach(shared, steps, record),
+            start_pause(shared, steps, record, &handler, rootfs, &connection.monitor),
         );
         // Both have ended, so nothing is being made any more when the error of either is looked at.
         if let Some(attachment) = network? {
@@ -123,12 +128,6 @@ impl Attempt<'_> {
         self.steps.run("image", images.lease(owner, &found.id)).await.map(Some)
     }
 
-    async fn make_netns(&self) -> Result<(), PodError> {
-        let Some(path) = self.record.netns.clone() else { return Ok(()) };
-        let host = Arc::clone(&self.shared.drivers.host);
-        self.steps.run("netns", blocking(move || host.create_netns(&path))).await
-    }
-
     async fn undo(&mut self) {
         if self.connection.is_none() {
             // The monitor may have come up although nobody heard of it.
@@ -144,31 +143,44 @@ impl Attempt<'_> {
     }
 }
 
-/// Brings up shared memory, the monitor, whose connection is left in `slot`, and the pause container.
-async fn start_pause(
+async fn make_netns(shared: &Shared, steps: &Steps<'_>, record: &SandboxRecord) -> Result<(), PodError> {
+    let Some(path) = record.netns.clone() else { return Ok(()) };
+    let host = Arc::clone(&shared.drivers.host);
+    steps.run("netns", blocking(move || host.create_netns(&path))).await
+}
+
+/// Brings up what the pause container needs besides its network namespace: shared memory, parent cgroup, monitor.
+async fn prepare_pause(
     shared: &Arc<Shared>,
     steps: &Steps<'_>,
     record: &SandboxRecord,
-    handler: &Handler,
-    rootfs: Option<image::Rootfs>,
-    slot: &mut Option<Connection>,
-) -> Result<i32, PodError> {
+) -> Result<Connection, PodError> {
     if let Some(path) = record.shm.clone() {
         let host = Arc::clone(&shared.drivers.host);
         steps.run("shm", blocking(move || host.mount_shm(&path, SHM_BYTES))).await?;
     }
-    let connection = steps.run("monitor", shared.drivers.monitors.spawn(&record.id)).await?;
-    let monitor = Arc::clone(&slot.insert(connection).monitor);
-    let id = pause_id(record);
     let parent = record.request.cgroup_parent().map(str::to_owned);
     let worker = Arc::clone(shared);
     let ensure = move || worker.parents.ensure(&*worker.drivers.cgroups, parent.as_deref());
     steps.run("cgroup", blocking(ensure)).await?;
+    steps.run("monitor", shared.drivers.monitors.spawn(&record.id)).await
+}
+
+/// Has the monitor make and start the pause container.
+async fn start_pause(
+    shared: &Shared,
+    steps: &Steps<'_>,
+    record: &SandboxRecord,
+    handler: &Handler,
+    rootfs: Option<image::Rootfs>,
+    monitor: &Arc<dyn Monitor>,
+) -> Result<i32, PodError> {
+    let id = pause_id(record);
     steps.run("bundle", write_bundle(shared, record, rootfs.as_ref())).await?;
     let request = create_request(shared, record, handler, rootfs, id.clone());
-    let pid = steps.run("OCI create", monitor.create(request)).await?;
-    steps.run("OCI start", monitor.start(&id)).await?;
-    Ok(pid)
+    let created = steps.run("pause create", monitor.create(request)).await?;
+    steps.run("pause start", monitor.start(&id)).await?;
+    Ok(created.pid)
 }
 
 /// The pause container has the sandbox's id.

@@ -46,7 +46,9 @@ async fn perform(
     monitor: &Arc<dyn Monitor>,
 ) -> Result<(), PodError> {
     let request = create_request(shared, sandbox, record)?;
-    record.pid = Some(steps.run("OCI create", monitor.create(request)).await?);
+    let created = steps.run("OCI create", monitor.create(request)).await?;
+    steps.part("mount", created.mount);
+    record.pid = Some(created.pid);
     record.started_at = steps.run("OCI start", monitor.start(&record.id)).await?;
     record.phase = ContainerPhase::Running;
     steps.run("publish", record.save(shared.layout())).await

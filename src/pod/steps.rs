@@ -1,7 +1,7 @@
 //! Runs the named steps of a verb: times each, logs it, names it in the error, and lets a test break it.
 
 use std::future::Future;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::error::{PodError, StepError};
 use super::shared::Shared;
@@ -44,6 +44,12 @@ impl<'a> Steps<'a> {
                 Err(self.fail(step, source))
             }
         }
+    }
+
+    /// Logs a part of a step that somebody else has measured.
+    pub(super) fn part(&self, step: &'static str, taken: Duration) {
+        let elapsed_ms = taken.as_secs_f64() * 1000.0;
+        tracing::debug!(target: "crimson::step", op = self.verb, step, id = %self.id, elapsed_ms, "done");
     }
 
     /// The error of a step that failed outside [`Steps::run`].

@@ -39,11 +39,20 @@ pub struct StartedExec {
     pub terminal: Option<OwnedFd>,
 }
 
+/// A container that has been made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Created {
+    /// Its init process.
+    pub pid: i32,
+    /// How much of the time went into mounting its root filesystem.
+    pub mount: Duration,
+}
+
 /// One pod's monitor. See [`crate::Request`] for what each call means.
 #[async_trait]
 pub trait Monitor: Send + Sync + Debug {
-    /// Makes a container; its init's process id.
-    async fn create(&self, request: CreateRequest) -> Result<i32, MonitorError>;
+    /// Makes a container.
+    async fn create(&self, request: CreateRequest) -> Result<Created, MonitorError>;
     /// Starts a created container; when its program began.
     async fn start(&self, container: &ContainerId) -> Result<Timestamp, MonitorError>;
     /// Signals the init, or the whole cgroup.

@@ -8,12 +8,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 use types::{ContainerId, ExecId, SandboxId, Timestamp};
 
-use crate::client::{Connection, EVENT_QUEUE, Monitor, Monitors, QUICK_CALL, StartedExec};
+use crate::client::{Connection, Created, EVENT_QUEUE, Monitor, Monitors, QUICK_CALL, StartedExec};
 use crate::error::MonitorError;
 use crate::message::{
     ContainerState, CreateRequest, Event, ExecRequest, ExitRecord, Phase, Refusal, RefusalKind,
@@ -376,9 +377,11 @@ impl FakeMonitor {
 
 #[async_trait]
 impl Monitor for FakeMonitor {
-    async fn create(&self, request: CreateRequest) -> Result<i32, MonitorError> {
+    async fn create(&self, request: CreateRequest) -> Result<Created, MonitorError> {
         let about = request.container.as_str().to_owned();
-        self.perform(Call::Create, "create", &about, |world| world.create(&self.sandbox, request)).await
+        let create = |world: &mut World| world.create(&self.sandbox, request);
+        let pid = self.perform(Call::Create, "create", &about, create).await?;
+        Ok(Created { pid, mount: Duration::ZERO })
     }
 
     async fn start(&self, container: &ContainerId) -> Result<Timestamp, MonitorError> {

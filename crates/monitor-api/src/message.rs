@@ -175,6 +175,9 @@ pub enum Reply {
     Created {
         /// The init process, in the monitor's pid namespace.
         pid: i32,
+        /// How long mounting the root filesystem took, in microseconds; 0 when there was none to mount.
+        #[serde(default)]
+        mount_us: u64,
     },
     /// To [`Request::Start`].
     Started {

@@ -8,8 +8,9 @@
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use sys::mount::Propagation;
 
@@ -17,14 +18,32 @@ use crate::args::Launch;
 
 /// Becomes the runtime; returns only to say why not. The same is written to the runtime's log, where the monitor looks.
 pub(crate) fn run(launch: &Launch) -> String {
+    let begun = Instant::now();
     let message = match mount_root(launch) {
-        Ok(()) => become_program(&launch.program),
+        Ok(()) => {
+            let taken = begun.elapsed().as_micros().to_string();
+            // Only a measurement is lost if this fails.
+            std::fs::write(mount_time_file(&launch.log), taken).ok();
+            become_program(&launch.program)
+        }
         Err(message) => message,
     };
     let entry = serde_json::json!({"level": "error", "msg": message}).to_string();
     // The monitor falls back to the exit status if this fails too.
     std::fs::write(&launch.log, entry).ok();
     message
+}
+
+/// How long the mount took, in microseconds, as the helper that wrote to `log` left it; 0 when it left nothing.
+pub(crate) fn take_mount_time(log: &Path) -> u64 {
+    let file = mount_time_file(log);
+    let time = std::fs::read_to_string(&file).ok().and_then(|text| text.parse().ok());
+    std::fs::remove_file(&file).ok();
+    time.unwrap_or(0)
+}
+
+fn mount_time_file(log: &Path) -> PathBuf {
+    log.with_extension("mounted")
 }
 
 fn mount_root(launch: &Launch) -> Result<(), String> {

@@ -17,6 +17,7 @@ use crate::connections::Asker;
 use crate::console::Console;
 use crate::container::{Container, Deletion, Stage};
 use crate::job::{self, Job, Killed, Order, Purpose};
+use crate::launch;
 use crate::server::{Answer, Monitor};
 use crate::stdio::{ChildStdio, Streams};
 
@@ -78,10 +79,12 @@ impl Monitor {
         console: Option<Console>,
     ) {
         let adopted = outcome.and_then(|()| self.adopt(id, pid_file, console));
+        let mount_us =
+            self.containers.get(id).map(|container| launch::take_mount_time(&container.log_file("create")));
         fs::remove_file(pid_file).ok();
         match adopted {
             Ok(pid) => {
-                self.reply(asker, &Reply::Created { pid }, None);
+                self.reply(asker, &Reply::Created { pid, mount_us: mount_us.unwrap_or(0) }, None);
                 if let Some(end) = self.unclaimed.remove(&pid) {
                     self.init_ended(id, end);
                 }

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
 use types::{ContainerId, ExecId, SandboxId, Timestamp};
 
-use super::{CALL_SLACK, Connection, EVENT_QUEUE, Monitor, QUICK_CALL, StartedExec};
+use super::{CALL_SLACK, Connection, Created, EVENT_QUEUE, Monitor, QUICK_CALL, StartedExec};
 use crate::codec::{self, MESSAGE_LIMIT};
 use crate::error::MonitorError;
 use crate::message::{ContainerState, CreateRequest, Event, ExecRequest, Reply, Request};
@@ -190,10 +190,10 @@ fn allowed(timeout_ms: u64) -> Duration {
 
 #[async_trait]
 impl Monitor for Link {
-    async fn create(&self, request: CreateRequest) -> Result<i32, MonitorError> {
+    async fn create(&self, request: CreateRequest) -> Result<Created, MonitorError> {
         let after = allowed(request.timeout_ms);
         match self.ask("create", after, &Request::Create(Box::new(request)), &[]).await?.0 {
-            Reply::Created { pid } => Ok(pid),
+            Reply::Created { pid, mount_us } => Ok(Created { pid, mount: Duration::from_micros(mount_us) }),
             _ => Err(MonitorError::Unexpected("create")),
         }
     }

@@ -100,7 +100,7 @@ impl Pod {
 
     pub(crate) async fn create(&self, plan: &Plan) -> Result<i32, MonitorError> {
         fs::write(plan.request.bundle.join("config.json"), plan.config.to_string()).unwrap();
-        self.connection.monitor.create(plan.request.clone()).await
+        self.connection.monitor.create(plan.request.clone()).await.map(|created| created.pid)
     }
 
     pub(crate) async fn event(&mut self) -> Event {
