@@ -200,7 +200,7 @@ impl Pods {
         let asked = handle.call(|reply| Message::Use(container.id.clone(), "reopen the log of", reply)).await;
         let monitor = asked.unwrap_or_else(|| Err(Arc::new(PodError::ContainerNotFound(id.to_owned()))))?;
         let object = format!("container {:?}", container.request.name());
-        let steps = steps::Steps::new(&self.shared, "reopen log", object, container.id.as_str());
+        let steps = steps::Steps::new(&self.shared, "reopen log of", object, container.id.as_str());
         steps.run("reopen", monitor.reopen_log(&container.id)).await.map_err(Arc::new)
     }
 

@@ -60,7 +60,7 @@ pub enum PodError {
     #[error(transparent)]
     Spec(#[from] spec::SpecError),
     /// A named step of a verb failed; the steps before it have been undone.
-    #[error("{verb} {object}: {step}")]
+    #[error("{}: {step}", sentence(verb, object))]
     Step {
         /// The verb, as in `run sandbox`.
         verb: &'static str,
@@ -135,6 +135,13 @@ pub enum StepError {
     Injected,
 }
 
+/// `run sandbox` and `sandbox default/web` read as `run sandbox default/web`.
+fn sentence(verb: &str, object: &str) -> String {
+    let noun = verb.rsplit(' ').next().unwrap_or_default();
+    let name = object.strip_prefix(noun).map_or(object, str::trim_start);
+    format!("{verb} {name}")
+}
+
 impl StepError {
     pub(crate) fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.into();
@@ -156,6 +163,8 @@ impl StepError {
             Self::Io { source, .. } => match ErrorKind::of_io(source) {
                 // A missing file of ours is our fault, not a missing object of the caller.
                 ErrorKind::NotFound => ErrorKind::Internal,
+                // A path of the request that cannot be one, such as a name beneath a file.
+                ErrorKind::Internal if is_bad_path(source) => ErrorKind::InvalidArgument,
                 kind => kind,
             },
             Self::Invalid(_) => ErrorKind::InvalidArgument,
@@ -164,6 +173,11 @@ impl StepError {
             Self::Injected => ErrorKind::Internal,
         }
     }
+}
+
+fn is_bad_path(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind as Io;
+    matches!(error.kind(), Io::NotADirectory | Io::InvalidFilename)
 }
 
 impl Kind for PodError {
@@ -184,5 +198,16 @@ impl Kind for PodError {
             Self::ExecTimeout { .. } => ErrorKind::DeadlineExceeded,
             Self::ShuttingDown => ErrorKind::Unavailable,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_step_reads_as_a_sentence() {
+        assert_eq!(sentence("run sandbox", "sandbox default/web"), "run sandbox default/web");
+        assert_eq!(sentence("exec in", "container \"c\""), "exec in container \"c\"");
     }
 }

@@ -102,7 +102,7 @@ impl Drop for Leash<'_> {
 impl Exec {
     async fn run(&self, command: Vec<String>, limit: Option<Duration>) -> Result<ExecOutput, PodError> {
         let object = format!("container {:?}", self.container.request.name());
-        let steps = Steps::new(&self.shared, "exec", object.clone(), self.id.as_str());
+        let steps = Steps::new(&self.shared, "exec in", object.clone(), self.id.as_str());
         let process = steps.run("process", self.write_process(command)).await?;
         let mut leash = Leash(Some(self));
         let (ended, exit) = oneshot::channel();
