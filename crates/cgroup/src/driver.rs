@@ -228,7 +228,8 @@ impl CgroupDriver for Systemd {
         name::parent(self.kind(), parent).map(drop)
     }
 
-    /// systemd removes slices that nothing needs by itself.
+    /// Only says whether it is gone: a slice that systemd made for a scope stays, empty, until somebody stops it, as kubelet
+    /// does with those of its pods.
     fn remove_parent_if_empty(&self, parent: &str) -> Result<bool, CgroupError> {
         let slice = name::parent(self.kind(), Some(parent))?;
         Ok(self.tree.existing(&name::slice_path(&slice)?).is_empty())
