@@ -87,6 +87,11 @@ impl ImageSource for FakeImages {
         Index::new(self.state().images.clone()).resolve(text)
     }
 
+    async fn ensure(&self, reference: &str) -> Result<ImageId, ImageError> {
+        let found = self.resolve(reference).map(|image| image.id.clone());
+        found.ok_or_else(|| ImageError::Unknown(reference.to_owned()))
+    }
+
     async fn lease(&self, owner: &str, image: &ImageId) -> Result<Rootfs, ImageError> {
         let mut state = self.state();
         if let Some(what) = state.failure.take() {

@@ -1,5 +1,8 @@
 //! Which servers stand for a registry: containerd's `certs.d/<host>/hosts.toml`, or the registry itself.
 //!
+//! A server that is listed twice (as `server` and as a host, the usual way to give a registry an authority of its own)
+//! is one server, with the trust and the headers of its host entry.
+//!
 //! Read anew for every pull, so that a change needs no restart. Keys that this server does not know are skipped with a
 //! debug line: the file may serve containerd on the same machine as well.
 
@@ -94,16 +97,26 @@ fn parse(
             endpoints.push(endpoint);
         }
     }
-    let mut server = match table.remove("server") {
-        None => default,
-        Some(Value::String(url)) if url.is_empty() => default,
-        Some(Value::String(url)) => Endpoint::parse(&url, registry)?,
+    let (mut server, is_named) = match table.remove("server") {
+        None => (default, false),
+        Some(Value::String(url)) if url.is_empty() => (default, false),
+        Some(Value::String(url)) => (Endpoint::parse(&url, registry)?, true),
         Some(_) => return Err(HostsError::Type { key: "server", host: registry.to_owned() }),
     };
     server.is_registry = true;
     server.apply(registry, table, directory)?;
-    endpoints.push(server);
-    Ok(endpoints)
+    Ok(with_server(endpoints, server, is_named))
+}
+
+/// Adds the registry behind the listed hosts, or to the one that already is it.
+fn with_server(mut hosts: Vec<Endpoint>, server: Endpoint, is_named: bool) -> Vec<Endpoint> {
+    // Without `server` the scheme is a guess, and a host entry knows better.
+    let is_it = |host: &&mut Endpoint| host.is_same_as(&server) && (host.tls == server.tls || !is_named);
+    match hosts.iter_mut().find(is_it) {
+        Some(host) => host.absorb(server),
+        None => hosts.push(server),
+    }
+    hosts
 }
 
 impl Endpoint {
@@ -143,6 +156,25 @@ impl Endpoint {
             is_registry: own.authority == authority,
             ..own
         })
+    }
+
+    /// Whether both are one server, by whatever scheme.
+    fn is_same_as(&self, other: &Self) -> bool {
+        let place = |endpoint: &Self| {
+            let port = if endpoint.tls { ":443" } else { ":80" };
+            endpoint.authority.trim_end_matches(port).to_ascii_lowercase()
+        };
+        place(self) == place(other) && self.prefix == other.prefix
+    }
+
+    /// Takes over what the other entry of the same server allows; what is said here about trust counts.
+    fn absorb(&mut self, server: Self) {
+        self.is_registry = true;
+        self.pull |= server.pull;
+        self.resolve |= server.resolve;
+        if self.trust == Trust::default() {
+            self.trust = server.trust;
+        }
     }
 
     fn apply(&mut self, host: &str, options: Table, directory: &Path) -> Result<(), HostsError> {
@@ -261,6 +293,32 @@ mod tests {
         );
         assert_eq!(endpoints[1].trust.ca, [PathBuf::from("/certs/ca.crt")]);
         assert!(endpoints[3].trust.skip_verify && !endpoints[0].trust.skip_verify);
+    }
+
+    #[test]
+    fn a_server_listed_twice_is_one() {
+        for (text, url) in [
+            ("server = \"https://h.example\"\n[host.\"https://H.example:443\"]", "https://H.example:443/v2"),
+            ("[host.\"https://r.example:5000\"]", "https://r.example:5000/v2"),
+            ("[host.\"http://r.example:5000\"]", "http://r.example:5000/v2"),
+        ] {
+            let [only] = read(&format!("{text}\nca = \"ca.crt\"\ncapabilities = [\"pull\"]"))
+                .unwrap()
+                .try_into()
+                .unwrap();
+            assert_eq!(urls(std::slice::from_ref(&only)), [url]);
+            assert!(only.is_registry && only.resolve, "{text}");
+            assert_eq!(only.trust.ca, [PathBuf::from("/certs/ca.crt")]);
+        }
+        let above = "server = \"https://h\"\nca = \"ca.crt\"\n[host.\"https://h\"]";
+        assert_eq!(read(above).unwrap()[0].trust.ca, [PathBuf::from("/certs/ca.crt")]);
+        for two in [
+            "server = \"https://h\"\n[host.\"http://h\"]",
+            "server = \"https://h\"\n[host.\"https://h/v2/mirror\"]\noverride_path = true",
+            "server = \"https://h\"\n[host.\"https://h:5000\"]",
+        ] {
+            assert_eq!(read(two).unwrap().len(), 2, "{two}");
+        }
     }
 
     #[test]

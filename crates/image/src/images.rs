@@ -153,6 +153,13 @@ impl ImageSource for Images {
         Self::resolve(self, text)
     }
 
+    async fn ensure(&self, reference: &str) -> Result<ImageId, ImageError> {
+        match Self::resolve(self, reference) {
+            Some(image) => Ok(image.id.clone()),
+            None => Self::pull(self, PullRequest { reference: reference.to_owned(), ..PullRequest::default() }).await,
+        }
+    }
+
     async fn lease(&self, owner: &str, image: &ImageId) -> Result<Rootfs, ImageError> {
         Self::lease(self, owner, image).await
     }

@@ -4,6 +4,7 @@
 //! * What is returned has the digest that was asked for.
 //! * Credentials go to the registry itself and to the token server it names, never to a mirror or a redirect's target.
 //! * A server that cannot be reached is asked once per pull; the others are tried in their order.
+//! * When all fail, the error is that of the registry itself, and its refusal rather than an unreachable server.
 //! * A blob goes on where it stopped when the connection is cut, as long as every attempt brings something.
 
 mod answer;
@@ -68,6 +69,41 @@ enum Failure {
     Corrupt(String),
 }
 
+/// The failure to report when no server served: the most decisive, the latest of several.
+#[derive(Debug, Default)]
+struct Worst<'a>(Option<(Weight, &'a Host, Failure)>);
+
+/// How much a failure tells about the image, least first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Weight {
+    /// A mirror may fail for reasons of its own.
+    OfMirror,
+    OfRegistry,
+    /// The registry was reached and said no.
+    Decisive,
+}
+
+impl<'a> Worst<'a> {
+    fn note(&mut self, host: &'a Host, failure: Failure) {
+        let server = &host.endpoint.authority;
+        tracing::debug!(op = "pull", server, error = ?failure, "a server does not serve");
+        let weight = failure.weight(host.endpoint.is_registry);
+        if self.0.as_ref().is_none_or(|(known, ..)| *known <= weight) {
+            self.0 = Some((weight, host, failure));
+        }
+    }
+}
+
+impl Failure {
+    fn weight(&self, is_registry: bool) -> Weight {
+        match self {
+            _ if !is_registry => Weight::OfMirror,
+            Self::Unauthenticated(_) | Self::Denied(_) | Self::NotFound => Weight::Decisive,
+            Self::Unavailable(_) | Self::Protocol(_) | Self::Corrupt(_) => Weight::OfRegistry,
+        }
+    }
+}
+
 impl Session {
     pub(crate) fn new(
         reference: &Reference,
@@ -99,14 +135,19 @@ impl Session {
         digest: Option<&Digest>,
         capable: impl Fn(&Endpoint) -> bool,
     ) -> Result<(Digest, Vec<u8>), ImageError> {
-        let mut last = None;
+        let mut worst = Worst::default();
         for host in self.hosts.iter().filter(|host| capable(&host.endpoint) && host.is_alive()) {
             match host.manifest(&self.reference, selector, digest).await {
                 Ok(found) => return Ok(found),
-                Err(failure) => last = Some(self.error(host, "manifest", failure)),
+                Err(failure) => worst.note(host, failure),
             }
         }
-        Err(last.unwrap_or_else(|| self.no_host()))
+        Err(self.worst_error(worst, "manifest"))
+    }
+
+    fn worst_error(&self, worst: Worst<'_>, what: &str) -> ImageError {
+        let error = |(_, host, failure)| self.error(host, what, failure);
+        worst.0.map_or_else(|| self.no_host(), error)
     }
 
     fn error(&self, host: &Host, what: &str, failure: Failure) -> ImageError {

@@ -15,6 +15,9 @@ pub trait ImageSource: Send + Sync + Debug {
     /// The image that `text` (id, id prefix, tag, digest reference, bare name) means, if it is stored.
     fn resolve(&self, text: &str) -> Option<Arc<ImageRecord>>;
 
+    /// The image that `reference` names, fetched without credentials if it is not stored.
+    async fn ensure(&self, reference: &str) -> Result<ImageId, ImageError>;
+
     /// Keeps the image's layers until `owner` releases them, across restarts and removal of the image.
     /// Asking again gives the same answer.
     async fn lease(&self, owner: &str, image: &ImageId) -> Result<Rootfs, ImageError>;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use tokio::sync::mpsc;
 
-use super::{Failure, Host, Session, answer};
+use super::{Failure, Host, Session, Worst, answer};
 use crate::error::ImageError;
 use crate::manifest::Descriptor;
 use crate::reference::Reference;
@@ -56,7 +56,7 @@ impl Session {
     /// Streams a blob. Its digest is for the receiver to verify; its length is that of the descriptor at most.
     pub(crate) async fn blob(&self, descriptor: &Descriptor, mut sink: Sink<'_>) -> Result<(), ImageError> {
         let mut offset = 0;
-        let mut last = None;
+        let mut worst = Worst::default();
         for round in 0..ROUNDS {
             if round > 0 {
                 tokio::time::sleep(PAUSE * 3_u32.pow(round - 1)).await;
@@ -69,13 +69,13 @@ impl Session {
                     Err(failure) => failure,
                 };
                 may_recover |= matches!(failure, Failure::Unavailable(_));
-                last = Some(self.error(host, &format!("blob {}", descriptor.digest), failure));
+                worst.note(host, failure);
             }
             if !may_recover {
                 break;
             }
         }
-        Err(last.unwrap_or_else(|| self.no_host()))
+        Err(self.worst_error(worst, &format!("blob {}", descriptor.digest)))
     }
 }
 

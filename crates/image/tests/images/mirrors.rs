@@ -1,6 +1,7 @@
 //! Mirrors: their order, their capabilities, and what they are not told.
 
 use image::Auth;
+use types::{ErrorKind, Kind};
 
 use crate::builder::Built;
 use crate::fixture::{Fixture, text};
@@ -73,6 +74,39 @@ async fn a_mirror_for_blobs_only_is_not_asked_for_tags() {
     fixture.write_hosts("registry.example", &hosts);
     fixture.pull("registry.example/app:1").await.unwrap();
     assert_eq!((mirror.count("/manifests/"), registry.count("/blobs/")), (0, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_registrys_own_refusal_is_reported_and_not_that_another_is_dead() {
+    let fixture = Fixture::new().await;
+    for (status, kind) in [
+        (401, ErrorKind::Unauthenticated),
+        (403, ErrorKind::PermissionDenied),
+        (404, ErrorKind::NotFound),
+    ] {
+        let registry = Server::start(move |_| Reply::new(status)).await;
+        let dead = dead_address().await;
+        // The name resolves to the listed host; the server behind it is another one, and gone.
+        let hosts = format!("server = \"http://{dead}\"\n[host.\"http://{}\"]\n", registry.address);
+        fixture.write_hosts(&registry.address, &hosts);
+        let error = fixture.pull_fails(&format!("{}/app:1", registry.address)).await;
+        assert_eq!(error.kind(), kind, "{}", text(&error));
+
+        let hosts = format!("server = \"http://{}\"\n[host.\"http://{dead}\"]\n", registry.address);
+        fixture.write_hosts("registry.example", &hosts);
+        let error = fixture.pull_fails("registry.example/app:1").await;
+        assert_eq!(error.kind(), kind, "{}", text(&error));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_listed_as_server_and_as_host_is_asked_once() {
+    let fixture = Fixture::new().await;
+    let registry = Server::start(|_| Reply::new(404)).await;
+    let hosts = format!("server = \"http://{0}\"\n[host.\"http://{0}\"]\n", registry.address);
+    fixture.write_hosts("registry.example", &hosts);
+    let error = fixture.pull_fails("registry.example/app:1").await;
+    assert_eq!((error.kind(), registry.requests().len()), (ErrorKind::NotFound, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
