@@ -3,8 +3,11 @@
 //! The path is read from the init right after create. A directory counts as the container's own only if it holds the
 //! init and nothing else at that moment, so that a runtime without cgroups can never make us kill our neighbours.
 
-use std::fs;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use crate::poller::{Poller, Source};
 
 /// Where the host's cgroup hierarchies are mounted.
 #[derive(Debug, Default)]
@@ -24,8 +27,20 @@ struct Hierarchy {
 #[derive(Debug, Default)]
 pub(crate) struct Cgroup {
     own: Option<PathBuf>,
-    /// The file that counts OOM kills, and its count at the beginning.
-    oom: Option<(PathBuf, u64)>,
+    oom: Option<OomKills>,
+}
+
+/// The file that counts OOM kills. systemd removes a scope as soon as its last process has ended, so the count is read
+/// whenever the kernel says that it may have changed, which it does before the victim ends.
+#[derive(Debug)]
+struct OomKills {
+    path: PathBuf,
+    /// The count at the beginning.
+    before: u64,
+    /// It was higher once.
+    struck: bool,
+    /// What the kernel's notice comes by, as long as one matters; v1 gives none.
+    events: Option<File>,
 }
 
 impl Hierarchies {
@@ -81,10 +96,22 @@ impl Cgroup {
             .filter_map(|(controllers, path)| hierarchies.directory(controllers, path))
             .filter(|dir| members(dir) == [pid])
             .collect();
-        let oom = dirs.iter().flat_map(|dir| [dir.join("memory.events"), dir.join("memory.oom_control")]);
-        let oom =
-            oom.filter_map(|file| Some((oom_kills(&file)?, file))).map(|(count, file)| (file, count)).next();
+        let oom = dirs.iter().find_map(|dir| OomKills::counted_in(dir));
         Self { own: dirs.into_iter().next(), oom }
+    }
+
+    /// Has `poller` tell when to call [`Cgroup::look_for_oom_kill`]. Where that is not to be had, the end has to do.
+    pub(crate) fn watch(&self, poller: &Poller, key: u32) {
+        if let Some(events) = self.oom.as_ref().and_then(|oom| oom.events.as_ref()) {
+            poller.add_urgent(events, Source::OomKills(key)).ok();
+        }
+    }
+
+    /// Takes note of an OOM kill while its count can be read.
+    pub(crate) fn look_for_oom_kill(&mut self) {
+        if let Some(oom) = &mut self.oom {
+            oom.look();
+        }
     }
 
     /// Kills everything in it. Returns whether something may be left: call again later.
@@ -116,12 +143,38 @@ impl Cgroup {
 
     /// Whether the OOM killer struck since the beginning.
     pub(crate) fn oom_killed(&self) -> bool {
-        self.oom.as_ref().is_some_and(|(file, before)| oom_kills(file).is_some_and(|now| now > *before))
+        let counts_more = |oom: &OomKills| {
+            fs::read_to_string(&oom.path).is_ok_and(|text| count(&text).is_some_and(|now| now > oom.before))
+        };
+        self.oom.as_ref().is_some_and(|oom| oom.struck || counts_more(oom))
     }
 }
 
-fn oom_kills(file: &Path) -> Option<u64> {
-    let text = fs::read_to_string(file).ok()?;
+impl OomKills {
+    fn counted_in(dir: &Path) -> Option<Self> {
+        let of_v2 = dir.join("memory.events");
+        let events = File::open(&of_v2).ok();
+        let path = if events.is_some() { of_v2 } else { dir.join("memory.oom_control") };
+        let before = count(&fs::read_to_string(&path).ok()?)?;
+        Some(Self { path, before, struck: false, events })
+    }
+
+    /// Reading is also what makes the next notice come.
+    fn look(&mut self) {
+        let Some(events) = &self.events else { return };
+        let mut buffer = [0; 512];
+        let read = events.read_at(&mut buffer, 0).map(|len| buffer.get(..len).unwrap_or_default());
+        match read.map(String::from_utf8_lossy) {
+            Ok(text) if count(&text).is_none_or(|now| now <= self.before) => return,
+            Ok(_) => self.struck = true,
+            // The cgroup is gone; its file would be reported for ever.
+            Err(_) => {}
+        }
+        self.events = None;
+    }
+}
+
+fn count(text: &str) -> Option<u64> {
     text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
 }
 
@@ -186,13 +239,30 @@ mod tests {
 
     #[test]
     fn oom_kills_are_counted_in_either_form() {
+        for (name, calm, struck) in [
+            ("memory.events", "low 0\noom 3\noom_kill 2\noom_group_kill 0\n", "oom 4\noom_kill 3\n"),
+            ("memory.oom_control", "under_oom 0\noom_kill 0\n", "under_oom 0\noom_kill 1\n"),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            std::fs::write(dir.path().join(name), calm).unwrap();
+            let cgroup = Cgroup { own: None, oom: OomKills::counted_in(dir.path()) };
+            assert!(!cgroup.oom_killed(), "{name}");
+            std::fs::write(dir.path().join(name), struck).unwrap();
+            assert!(cgroup.oom_killed(), "{name}");
+        }
+    }
+
+    #[test]
+    fn an_oom_kill_outlives_the_cgroup() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("memory.events");
-        std::fs::write(&file, "low 0\noom 3\noom_kill 2\noom_group_kill 0\n").unwrap();
-        assert_eq!(oom_kills(&file), Some(2));
-        let cgroup = Cgroup { own: None, oom: Some((file.clone(), 2)) };
+        std::fs::write(&file, "oom_kill 2\n").unwrap();
+        let mut cgroup = Cgroup { own: None, oom: OomKills::counted_in(dir.path()) };
+        cgroup.look_for_oom_kill();
         assert!(!cgroup.oom_killed());
-        std::fs::write(&file, "oom_kill_disable 0\nunder_oom 0\noom_kill 3\n").unwrap();
+        std::fs::write(&file, "oom_kill 3\n").unwrap();
+        cgroup.look_for_oom_kill();
+        std::fs::remove_file(&file).unwrap();
         assert!(cgroup.oom_killed());
     }
 }

@@ -32,6 +32,7 @@ impl Monitor {
     pub(crate) fn init_ended(&mut self, id: &ContainerId, end: End) {
         let Some(container) = self.containers.get_mut(id) else { return };
         container.pid = None;
+        container.cgroup.look_for_oom_kill();
         if container.starting {
             // The daemon must hear that it started first.
             container.early_end = Some(end);

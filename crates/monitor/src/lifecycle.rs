@@ -103,6 +103,7 @@ impl Monitor {
             master.map_err(|error| io_refusal("take the container's terminal", &error))?;
         }
         container.cgroup = Cgroup::of_init(pid, &self.hierarchies);
+        container.cgroup.watch(&self.poller, container.key);
         let watched = container.streams.watch(&self.poller, container.key);
         watched.map_err(|error| io_refusal("watch the container's output", &error))?;
         container.pid = Some(pid);

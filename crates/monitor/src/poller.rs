@@ -18,6 +18,8 @@ pub(crate) enum Source {
     Connection(u32),
     /// A stream of the container with this key.
     Output(u32, Stream),
+    /// The count of OOM kills of the container with this key.
+    OomKills(u32),
 }
 
 const KIND_SHIFT: u32 = 32;
@@ -30,6 +32,7 @@ impl Source {
             Self::Connection(key) => (2, key),
             Self::Output(key, Stream::Stdout) => (3, key),
             Self::Output(key, Stream::Stderr) => (4, key),
+            Self::OomKills(key) => (5, key),
         };
         EventData::new_u64((kind << KIND_SHIFT) | u64::from(key))
     }
@@ -42,7 +45,8 @@ impl Source {
             1 => Self::Listener,
             2 => Self::Connection(key),
             3 => Self::Output(key, Stream::Stdout),
-            _ => Self::Output(key, Stream::Stderr),
+            4 => Self::Output(key, Stream::Stderr),
+            _ => Self::OomKills(key),
         }
     }
 }
@@ -70,6 +74,11 @@ impl Poller {
     /// Watches for something to read (or the end).
     pub(crate) fn add(&self, fd: impl AsFd, source: Source) -> io::Result<()> {
         Ok(epoll::add(&self.0, fd, source.to_data(), EventFlags::IN)?)
+    }
+
+    /// Watches for a change of what a file of the kernel's says; it has to be read again to hear of the next.
+    pub(crate) fn add_urgent(&self, fd: impl AsFd, source: Source) -> io::Result<()> {
+        Ok(epoll::add(&self.0, fd, source.to_data(), EventFlags::PRI)?)
     }
 
     /// Watches for room to write too, or no longer.
@@ -114,6 +123,7 @@ mod tests {
             Source::Connection(u32::MAX),
             Source::Output(7, Stream::Stdout),
             Source::Output(8, Stream::Stderr),
+            Source::OomKills(9),
         ] {
             let (reader, writer) = rustix::pipe::pipe().unwrap();
             poller.add(&reader, source).unwrap();

@@ -127,6 +127,11 @@ impl Monitor {
                 self.pump(key, stream);
                 Ok(())
             }
+            Source::OomKills(key) => {
+                let container = self.containers.values_mut().find(|container| container.key == key);
+                container.into_iter().for_each(|container| container.cgroup.look_for_oom_kill());
+                Ok(())
+            }
         }
     }
 
