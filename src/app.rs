@@ -91,6 +91,7 @@ async fn serve(
         .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
     let server = tokio::spawn(server);
     shutdown.spawn(notify::keep_watchdog(shutdown.token()));
+    shutdown.spawn(forget_failed(Arc::clone(&pods.drivers().cgroups)));
     recover(config, &pods, &ready).await?;
     let limit = config.limits.shutdown_timeout;
     let served = serve_out(server, shutdown, limit).await;
@@ -136,12 +137,30 @@ async fn recover(config: &Config, pods: &Pods, ready: &watch::Sender<Readiness>)
     Ok(())
 }
 
+/// Has systemd forget scopes that failed while this server was away. That it cannot be reached is no reason not to serve.
+async fn forget_failed(cgroups: Arc<dyn cgroup::CgroupDriver>) {
+    match cgroups.forget_failed().await {
+        Ok(0) => {}
+        Ok(units) => tracing::info!(units, "failed scopes forgotten"),
+        Err(error) => {
+            let error = types::error::chain(&error);
+            tracing::warn!(error, "pods may fail to start or be cleaned up incompletely while this lasts");
+        }
+    }
+}
+
 /// Without pods the host is left as it was found; with pods everything stays for the next start.
 fn leave(layout: &Layout) {
-    let empty = std::fs::read_dir(layout.records()).is_ok_and(|mut records| records.next().is_none());
-    if empty && let Err(error) = sys::mount::unmount(layout.state()) {
+    if !has_pods(layout)
+        && let Err(error) = sys::mount::unmount(layout.state())
+    {
         tracing::debug!(error = types::error::chain(&error), "the state directory stays mounted");
     }
+}
+
+/// Whether records of pods exist, or may exist.
+fn has_pods(layout: &Layout) -> bool {
+    !std::fs::read_dir(layout.records()).is_ok_and(|mut records| records.next().is_none())
 }
 
 fn flatten(
@@ -197,7 +216,7 @@ async fn build(
     shutdown: &Shutdown,
     readiness: watch::Receiver<Readiness>,
 ) -> Result<Parts, AppError> {
-    let cgroups = open_cgroups(config)?;
+    let cgroups = open_cgroups(config, &layout)?;
     let systemd = cgroups.kind() == cgroup::DriverKind::Systemd;
     let (probed, place) = (config.clone(), layout.clone());
     let found = tokio::task::spawn_blocking(move || handlers::find(&probed, &place, systemd));
@@ -227,12 +246,17 @@ async fn build(
     Ok(Parts { pods: Pods::new(drivers, settings), images, readiness, config: Arc::new(described) })
 }
 
-fn open_cgroups(config: &Config) -> Result<Arc<dyn cgroup::CgroupDriver>, AppError> {
-    let kind = match config.cgroup_driver {
-        CgroupDriver::Auto => cgroup::DriverKind::detect(),
-        CgroupDriver::Systemd => cgroup::DriverKind::Systemd,
-        CgroupDriver::Cgroupfs => cgroup::DriverKind::Cgroupfs,
+/// The driver that the configuration names or the host suggests, unless pods of an earlier run need another one.
+fn open_cgroups(config: &Config, layout: &Layout) -> Result<Arc<dyn cgroup::CgroupDriver>, AppError> {
+    let wanted = match config.cgroup_driver {
+        CgroupDriver::Auto => None,
+        CgroupDriver::Systemd => Some(cgroup::DriverKind::Systemd),
+        CgroupDriver::Cgroupfs => Some(cgroup::DriverKind::Cgroupfs),
     };
+    let file = layout.root().join("cgroup-driver");
+    let kind = cgroup::settle(&file, wanted, has_pods(layout), cgroup::DriverKind::detect)
+        .map_err(AppError::Cgroups)?;
+    tracing::info!(driver = %kind, "cgroup driver");
     cgroup::open(kind, Path::new(cgroup::DEFAULT_ROOT)).map_err(AppError::Cgroups)
 }
 

@@ -159,10 +159,7 @@ async fn prepare_pause(
         let host = Arc::clone(&shared.drivers.host);
         steps.run("shm", blocking(move || host.mount_shm(&path, SHM_BYTES))).await?;
     }
-    let parent = record.request.cgroup_parent().map(str::to_owned);
-    let worker = Arc::clone(shared);
-    let ensure = move || worker.parents.ensure(&*worker.drivers.cgroups, parent.as_deref());
-    steps.run("cgroup", blocking(ensure)).await?;
+    steps.run("cgroup", shared.parents.ensure(&shared.drivers.cgroups, record)).await?;
     steps.run("monitor", shared.drivers.monitors.spawn(&record.id)).await
 }
 

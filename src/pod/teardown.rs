@@ -92,9 +92,8 @@ pub(super) async fn remove(shared: &Arc<Shared>, target: &Target) -> Result<(), 
         let released = shared.drivers.images.release(target.record.id.as_str()).await;
         failures.note("image", released.map_err(Into::into));
     }
-    let worker = Arc::clone(shared);
-    let collect = move || worker.parents.collect(&*worker.drivers.cgroups);
-    failures.note("cgroup", blocking(collect).await);
+    let collected = shared.parents.collect(&*shared.drivers.cgroups, &target.record.id).await;
+    failures.note("cgroup", collected);
     if failures.first.is_none() {
         let dir = shared.layout().record_dir(&target.record.id);
         let forget = blocking(move || Ok(sys::atomic::remove_tree(&dir)?));
@@ -215,9 +214,14 @@ async fn free(
     }
     let cgroups = Arc::clone(&shared.drivers.cgroups);
     let cgroup = cgroup.to_owned();
+    let (killer, killed) = (Arc::clone(&cgroups), cgroup.clone());
+    if let Err(error) = blocking(move || Ok(killer.kill_all(&killed)?)).await {
+        super::actor::log_dropped("a container's processes could not be killed without its monitor", &error);
+    } else if let Err(error) = cgroups.release(&cgroup).await {
+        super::actor::log_dropped("systemd may not know yet that a container is gone", &error.into());
+    }
     let state = shared.layout().runtime_root(handler).join(id.as_str());
     let freed = blocking(move || {
-        cgroups.kill_all(&cgroup)?;
         cgroups.remove(&cgroup)?;
         Ok(sys::atomic::remove_tree(&state)?)
     });

@@ -1,13 +1,18 @@
 //! The two drivers and their common promise.
 
 use std::fmt;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use async_trait::async_trait;
+
+use crate::bus::SystemdBus;
 use crate::error::CgroupError;
-use crate::mounts::Mounts;
+use crate::mounts::{Hierarchy, Mounts};
 use crate::name;
+use crate::property::{Limits, properties};
 use crate::tree::Tree;
 
 /// Who manages groups on this node; kubelet must be set to the same.
@@ -71,6 +76,7 @@ impl FromStr for DriverKind {
 
 /// What the server asks of control groups. `parent` is what kubelet wrote into the pod's configuration, `oci_path` what
 /// [`CgroupDriver::oci_path`] made of it.
+#[async_trait]
 pub trait CgroupDriver: Send + Sync + fmt::Debug {
     /// Which driver this is.
     fn kind(&self) -> DriverKind;
@@ -93,18 +99,41 @@ pub trait CgroupDriver: Send + Sync + fmt::Debug {
     /// As for [`CgroupDriver::oci_path`].
     fn missing_parents(&self, parent: Option<&str>) -> Result<Vec<String>, CgroupError>;
 
-    /// Makes the parent where nobody has. systemd makes slices itself when a scope needs them.
+    /// Makes the parent where nobody has. systemd makes slices itself when a scope needs them, in the same transaction, so
+    /// the systemd driver leaves it to that.
     ///
     /// # Errors
     /// As for [`CgroupDriver::oci_path`], and [`CgroupError::Step`] when the kernel refuses.
     fn ensure_parent(&self, parent: Option<&str>) -> Result<(), CgroupError>;
 
     /// Removes a parent that has neither processes nor groups in it; says whether it is gone. Never removes more than that
-    /// one group.
+    /// one group. Nothing may be starting in it meanwhile.
     ///
     /// # Errors
-    /// As for [`CgroupDriver::ensure_parent`].
-    fn remove_parent_if_empty(&self, parent: &str) -> Result<bool, CgroupError>;
+    /// As for [`CgroupDriver::ensure_parent`], and those of [`SystemdBus::stop`].
+    async fn remove_parent_if_empty(&self, parent: &str) -> Result<bool, CgroupError>;
+
+    /// Has whoever manages groups forget this one, whose processes have been killed: a scope that outlived its OCI runtime
+    /// is stopped and its failure forgotten. A missing one is a success, and nobody manages groups of the cgroupfs driver.
+    ///
+    /// # Errors
+    /// [`CgroupError::Name`] when `oci_path` is none, and those of [`SystemdBus::stop`].
+    async fn release(&self, oci_path: &str) -> Result<(), CgroupError>;
+
+    /// Has whoever manages groups forget those of this server that failed and that nobody will ask for again; says how many
+    /// there were.
+    ///
+    /// # Errors
+    /// Those of [`SystemdBus::reset_failed`].
+    async fn forget_failed(&self) -> Result<usize, CgroupError>;
+
+    /// Tells whoever manages groups of limits that one has got by its files, lest it restore the old ones. The files come
+    /// first: on v1 systemd knows nothing of swap, and the kernel refuses more memory than memory and swap together. Nobody
+    /// manages groups of the cgroupfs driver.
+    ///
+    /// # Errors
+    /// [`CgroupError::Value`] for limits that cannot be read, and those of [`SystemdBus::set_properties`].
+    async fn announce_limits(&self, oci_path: &str, limits: &Limits) -> Result<(), CgroupError>;
 
     /// The processes of the group and of all groups in it, in ascending order; none when there is no such group.
     ///
@@ -134,7 +163,7 @@ pub trait CgroupDriver: Send + Sync + fmt::Debug {
 pub fn open(kind: DriverKind, root: &Path) -> Result<Arc<dyn CgroupDriver>, CgroupError> {
     let mounts = Mounts::under(root)?;
     Ok(match kind {
-        DriverKind::Systemd => Arc::new(Systemd::new(mounts)),
+        DriverKind::Systemd => Arc::new(Systemd::new(mounts, SystemdBus::system())),
         DriverKind::Cgroupfs => Arc::new(Cgroupfs::new(mounts)),
     })
 }
@@ -145,10 +174,13 @@ pub struct Cgroupfs {
     tree: Tree,
 }
 
-/// The driver that names groups by unit. The OCI runtime asks systemd for the scope.
+/// The driver that names groups by unit. The OCI runtime asks systemd for the scope; everything else that systemd has to be
+/// told is told here.
 #[derive(Debug)]
 pub struct Systemd {
-    tree: Tree,
+    tree: Arc<Tree>,
+    hierarchy: Hierarchy,
+    bus: SystemdBus,
 }
 
 impl Cgroupfs {
@@ -160,10 +192,25 @@ impl Cgroupfs {
 }
 
 impl Systemd {
-    /// A driver for these hierarchies.
+    /// A driver for these hierarchies and the manager at this bus.
     #[must_use]
-    pub fn new(mounts: Mounts) -> Self {
-        Self { tree: Tree::new(mounts) }
+    pub fn new(mounts: Mounts, bus: SystemdBus) -> Self {
+        Self { hierarchy: mounts.hierarchy(), tree: Arc::new(Tree::new(mounts)), bus }
+    }
+
+    async fn in_tree<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Tree) -> Result<T, CgroupError> + Send + 'static,
+    ) -> Result<T, CgroupError> {
+        let tree = Arc::clone(&self.tree);
+        let done = tokio::task::spawn_blocking(move || work(&tree)).await;
+        done.unwrap_or_else(|error| {
+            Err(CgroupError::step(
+                "work on cgroups in",
+                Path::new(crate::DEFAULT_ROOT),
+                io::Error::other(error),
+            ))
+        })
     }
 }
 
@@ -196,6 +243,7 @@ macro_rules! common {
     };
 }
 
+#[async_trait]
 impl CgroupDriver for Cgroupfs {
     common!(DriverKind::Cgroupfs);
 
@@ -211,28 +259,62 @@ impl CgroupDriver for Cgroupfs {
         missing.iter().try_for_each(|path| self.tree.make(path))
     }
 
-    fn remove_parent_if_empty(&self, parent: &str) -> Result<bool, CgroupError> {
+    async fn remove_parent_if_empty(&self, parent: &str) -> Result<bool, CgroupError> {
         let parent = name::parent(self.kind(), Some(parent))?;
         self.tree.remove_if_empty(&name::relative(self.kind(), &parent)?)
     }
+
+    async fn release(&self, oci_path: &str) -> Result<(), CgroupError> {
+        name::relative(self.kind(), oci_path).map(drop)
+    }
+
+    async fn forget_failed(&self) -> Result<usize, CgroupError> {
+        Ok(0)
+    }
+
+    async fn announce_limits(&self, oci_path: &str, _limits: &Limits) -> Result<(), CgroupError> {
+        name::relative(self.kind(), oci_path).map(drop)
+    }
 }
 
+#[async_trait]
 impl CgroupDriver for Systemd {
     common!(DriverKind::Systemd);
 
     fn missing_parents(&self, parent: Option<&str>) -> Result<Vec<String>, CgroupError> {
-        name::parent(self.kind(), parent).map(|_| Vec::new())
+        let slice = name::parent(self.kind(), parent)?;
+        let missing = self.tree.missing(&name::slice_path(&slice)?);
+        Ok(missing.iter().filter_map(|path| path.file_name()?.to_str().map(str::to_owned)).collect())
     }
 
     fn ensure_parent(&self, parent: Option<&str>) -> Result<(), CgroupError> {
         name::parent(self.kind(), parent).map(drop)
     }
 
-    /// Only says whether it is gone: a slice that systemd made for a scope stays, empty, until somebody stops it, as kubelet
-    /// does with those of its pods.
-    fn remove_parent_if_empty(&self, parent: &str) -> Result<bool, CgroupError> {
+    async fn remove_parent_if_empty(&self, parent: &str) -> Result<bool, CgroupError> {
         let slice = name::parent(self.kind(), Some(parent))?;
-        Ok(self.tree.existing(&name::slice_path(&slice)?).is_empty())
+        let path = name::slice_path(&slice)?;
+        let looked_at = path.clone();
+        // Stopping a slice stops what is in it.
+        if !self.in_tree(move |tree| tree.is_empty(&looked_at)).await? {
+            return Ok(false);
+        }
+        self.bus.stop(&slice).await?;
+        // Directories in hierarchies that systemd does not use are the OCI runtime's, and systemd leaves them.
+        self.in_tree(move |tree| tree.remove_if_empty(&path)).await
+    }
+
+    async fn release(&self, oci_path: &str) -> Result<(), CgroupError> {
+        self.bus.stop(&name::scope(oci_path)?).await
+    }
+
+    async fn forget_failed(&self) -> Result<usize, CgroupError> {
+        self.bus.reset_failed(name::SCOPE_PATTERN).await
+    }
+
+    async fn announce_limits(&self, oci_path: &str, limits: &Limits) -> Result<(), CgroupError> {
+        let properties = properties(self.hierarchy, limits)?;
+        self.bus.set_properties(&name::scope(oci_path)?, &properties).await
     }
 }
 

@@ -5,9 +5,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use async_trait::async_trait;
+
 use crate::driver::{CgroupDriver, DriverKind};
 use crate::error::CgroupError;
 use crate::name;
+use crate::property::Limits;
 
 /// One call of [`CgroupDriver`] that changes something or may fail, with what it was given.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +21,9 @@ pub enum Call {
     Processes(String),
     KillAll(String),
     Remove(String),
+    Release(String),
+    ForgetFailed,
+    AnnounceLimits(String, Limits),
 }
 
 /// The method a fault is set for.
@@ -29,6 +35,9 @@ pub enum Method {
     Processes,
     KillAll,
     Remove,
+    Release,
+    ForgetFailed,
+    AnnounceLimits,
 }
 
 /// Groups that exist in memory only. Names obey the same rules as those of the real drivers.
@@ -95,6 +104,7 @@ impl FakeCgroups {
     }
 }
 
+#[async_trait]
 impl CgroupDriver for FakeCgroups {
     fn kind(&self) -> DriverKind {
         self.kind
@@ -124,7 +134,7 @@ impl CgroupDriver for FakeCgroups {
         Ok(())
     }
 
-    fn remove_parent_if_empty(&self, parent: &str) -> Result<bool, CgroupError> {
+    async fn remove_parent_if_empty(&self, parent: &str) -> Result<bool, CgroupError> {
         let name = name::parent(self.kind, Some(parent))?;
         let mut state =
             self.called(Method::RemoveParentIfEmpty, Call::RemoveParentIfEmpty(parent.to_owned()))?;
@@ -155,14 +165,27 @@ impl CgroupDriver for FakeCgroups {
         state.processes.remove(oci_path);
         Ok(())
     }
+
+    async fn release(&self, oci_path: &str) -> Result<(), CgroupError> {
+        self.called(Method::Release, Call::Release(oci_path.to_owned())).map(drop)
+    }
+
+    async fn forget_failed(&self) -> Result<usize, CgroupError> {
+        self.called(Method::ForgetFailed, Call::ForgetFailed).map(|_| 0)
+    }
+
+    async fn announce_limits(&self, oci_path: &str, limits: &Limits) -> Result<(), CgroupError> {
+        let call = Call::AnnounceLimits(oci_path.to_owned(), limits.clone());
+        self.called(Method::AnnounceLimits, call).map(drop)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    #[test]
-    fn it_behaves_like_the_real_ones_and_remembers() {
+    #[tokio::test]
+    async fn it_behaves_like_the_real_ones_and_remembers() {
         let groups = FakeCgroups::new(DriverKind::Cgroupfs);
         let path = groups.oci_path(Some("/pod"), "c").unwrap();
         assert_eq!(groups.missing_parents(Some("/pod")).unwrap(), ["/pod"]);
@@ -171,11 +194,11 @@ mod tests {
         groups.add(&path, &[7, 9]);
         assert_eq!(groups.directories(&path), [Path::new("/fake/pod/c")]);
         assert!(groups.remove(&path).is_err(), "processes are still in it");
-        assert!(!groups.remove_parent_if_empty("/pod").unwrap());
+        assert!(!groups.remove_parent_if_empty("/pod").await.unwrap());
         groups.kill_all(&path).unwrap();
         groups.remove(&path).unwrap();
         groups.remove(&path).unwrap();
-        assert!(groups.remove_parent_if_empty("/pod").unwrap());
+        assert!(groups.remove_parent_if_empty("/pod").await.unwrap());
         assert!(groups.left().is_empty());
         assert_eq!(groups.calls()[0], Call::EnsureParent(Some("/pod".to_owned())));
         assert!(groups.oci_path(Some("a.slice"), "c").is_err());

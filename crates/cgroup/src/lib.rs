@@ -6,19 +6,26 @@
 //! removing end within a bound, and that a group that is not there counts as killed and removed.
 //!
 //! Two drivers exist because kubelet has two ways to name a pod's group: [`Cgroupfs`] by path (`/kubepods/pod1`), [`Systemd`]
-//! by unit (`kubepods-pod1.slice`). They agree on everything but names and on who makes parents. [`fake::FakeCgroups`]
-//! stands in for both in tests.
+//! by unit (`kubepods-pod1.slice`). They agree on everything but names and on who makes parents, and on systemd having to be
+//! told of what becomes of a group, which [`SystemdBus`] does. Which driver is in force is decided by [`settle`].
+//! [`fake::FakeCgroups`] stands in for both in tests.
 //!
-//! No state is kept: what exists is asked of the kernel each time. All calls block.
+//! No state is kept but systemd's connection: what exists is asked of the kernel each time. Calls that are not async block.
 
 pub mod fake;
 
+mod bus;
+mod choice;
 mod driver;
 mod error;
 mod mounts;
 mod name;
+mod property;
 mod tree;
 
+pub use bus::{BUS_LIMIT, Endpoint, SystemdBus};
+pub use choice::settle;
 pub use driver::{CgroupDriver, Cgroupfs, DriverKind, Systemd, open};
-pub use error::CgroupError;
+pub use error::{BusFault, CgroupError};
 pub use mounts::{DEFAULT_ROOT, Hierarchy, Mount, Mounts, detect};
+pub use property::{Limits, Property, PropertyValue, cpu_weight, io_weight, properties};

@@ -12,6 +12,8 @@ const DEFAULT_PARENT: &str = "/crimson";
 const DEFAULT_SLICE: &str = "system.slice";
 /// What scopes begin with; cAdvisor knows container groups by it.
 const SCOPE_PREFIX: &str = "crimson";
+/// The units of all groups of ours, for those who look for units by a shell pattern.
+pub(crate) const SCOPE_PATTERN: &str = "crimson-*.scope";
 
 /// The parent as kubelet means it, in this driver's own form: an absolute path, or the name of a slice.
 pub(crate) fn parent(kind: DriverKind, requested: Option<&str>) -> Result<String, CgroupError> {
@@ -56,13 +58,23 @@ pub(crate) fn relative(kind: DriverKind, oci_path: &str) -> Result<PathBuf, Cgro
 }
 
 fn scope_path(oci_path: &str) -> Result<PathBuf, CgroupError> {
+    let (slice, scope) = slice_and_scope(oci_path)?;
+    Ok(slice_path(slice)?.join(scope))
+}
+
+/// The unit of the group that the OCI runtime knows as `oci_path`.
+pub(crate) fn scope(oci_path: &str) -> Result<String, CgroupError> {
+    slice_and_scope(oci_path).map(|(_, scope)| scope)
+}
+
+fn slice_and_scope(oci_path: &str) -> Result<(&str, String), CgroupError> {
     let parts: Vec<&str> = oci_path.split(':').collect();
     let [slice, prefix, id] = parts.as_slice() else {
         return Err(CgroupError::name(oci_path, "with the systemd driver it is slice:prefix:name"));
     };
     let scope = format!("{prefix}-{id}.scope");
     match components(&scope)?.as_slice() {
-        [_] => Ok(slice_path(slice)?.join(scope)),
+        [_] => Ok((slice, scope)),
         _ => Err(CgroupError::name(oci_path, "a scope is one path component")),
     }
 }
@@ -145,6 +157,24 @@ mod tests {
         }
         for path in ["a.slice:x", "a:b:c", "a.slice:b:../c", "a.slice:b:c:d"] {
             assert!(relative(DriverKind::Systemd, path).is_err(), "{path:?}");
+        }
+    }
+
+    /// As kubelet names the slices of the three classes of pods, the dashes of the pod's uid replaced.
+    #[test]
+    fn slices_of_kubelet() {
+        let uid = "pod0f1e2d3c_4b5a_6978_8796_a5b4c3d2e1f0";
+        for (class, outer) in [
+            ("", ""),
+            ("-burstable", "kubepods-burstable.slice/"),
+            ("-besteffort", "kubepods-besteffort.slice/"),
+        ] {
+            let slice = format!("kubepods{class}-{uid}.slice");
+            let path = slice_path(&slice).unwrap();
+            assert_eq!(path, Path::new(&format!("kubepods.slice/{outer}{slice}")));
+            let oci = oci_path(DriverKind::Systemd, Some(&slice), ID).unwrap();
+            assert_eq!(scope(&oci).unwrap(), "crimson-0123abcd.scope");
+            assert_eq!(relative(DriverKind::Systemd, &oci).unwrap(), path.join("crimson-0123abcd.scope"));
         }
     }
 

@@ -68,6 +68,12 @@ impl Tree {
         answers.into_iter().collect()
     }
 
+    /// Whether no hierarchy has a process or a group in this one.
+    pub(crate) fn is_empty(&self, path: &Path) -> Result<bool, CgroupError> {
+        let inside = self.existing(path).iter().any(|group| has_children(group));
+        Ok(!inside && self.processes(path)?.is_empty())
+    }
+
     /// Removes the group from every hierarchy where nothing is in it; says whether none has it any more.
     pub(crate) fn remove_if_empty(&self, path: &Path) -> Result<bool, CgroupError> {
         for directory in self.existing(path) {

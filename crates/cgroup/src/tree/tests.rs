@@ -5,7 +5,7 @@ use types::Kind;
 
 use super::*;
 use crate::mounts::tests::table;
-use crate::{CgroupDriver, Cgroupfs, DEFAULT_ROOT, Systemd};
+use crate::{CgroupDriver, Cgroupfs, DEFAULT_ROOT, Endpoint, Systemd, SystemdBus};
 
 const NAMES: [&str; 3] = ["cpuset", "memory", "name=systemd"];
 
@@ -15,6 +15,25 @@ fn mounts(root: &Path) -> Mounts {
     write(root.join("cpuset/cpuset.cpus"), "0-3\n").unwrap();
     write(root.join("cpuset/cpuset.mems"), "0\n").unwrap();
     Mounts::among(&table, root).unwrap()
+}
+
+fn systemd(root: &Path) -> Systemd {
+    Systemd::new(mounts(root), SystemdBus::at(Endpoint::Peer(root.join("none")), Duration::ZERO))
+}
+
+#[test]
+fn slices_that_are_missing_are_named_and_left_to_systemd() {
+    let root = tempfile::tempdir().unwrap();
+    let driver = systemd(root.path());
+    let parent = Some("pods-burstable-one.slice");
+    assert_eq!(
+        driver.missing_parents(parent).unwrap(),
+        ["pods.slice", "pods-burstable.slice", "pods-burstable-one.slice"]
+    );
+    driver.ensure_parent(parent).unwrap();
+    assert_eq!(driver.missing_parents(parent).unwrap().len(), 3);
+    std::fs::create_dir_all(root.path().join("unified/pods.slice/pods-burstable.slice")).unwrap();
+    assert_eq!(driver.missing_parents(parent).unwrap(), ["pods-burstable-one.slice"]);
 }
 
 #[test]
@@ -43,8 +62,8 @@ fn a_new_cpuset_gets_what_its_parent_has() {
     assert_eq!(std::fs::read(root.path().join("cpuset/a/b/cpuset.mems")).unwrap(), b"0\n");
 }
 
-#[test]
-fn removal_takes_children_and_is_repeatable() {
+#[tokio::test]
+async fn removal_takes_children_and_is_repeatable() {
     let root = tempfile::tempdir().unwrap();
     let driver = Cgroupfs::new(mounts(root.path()));
     for place in ["memory/pod/c/nested/deeper", "unified/pod/c", "systemd/pod/other"] {
@@ -54,11 +73,11 @@ fn removal_takes_children_and_is_repeatable() {
     driver.remove("/pod/c").unwrap();
     driver.remove("/pod/c").unwrap();
     assert!(driver.directories("/pod/c").is_empty());
-    assert!(!driver.remove_parent_if_empty("/pod").unwrap(), "somebody else's group is in it");
+    assert!(!driver.remove_parent_if_empty("/pod").await.unwrap(), "somebody else's group is in it");
     std::fs::remove_dir(root.path().join("systemd/pod/other")).unwrap();
     create_dir(root.path().join("systemd/pod")).ok();
-    assert!(driver.remove_parent_if_empty("/pod").unwrap());
-    assert!(driver.remove_parent_if_empty("/pod").unwrap());
+    assert!(driver.remove_parent_if_empty("/pod").await.unwrap());
+    assert!(driver.remove_parent_if_empty("/pod").await.unwrap());
 }
 
 #[test]
@@ -74,10 +93,10 @@ fn what_cannot_be_removed_is_named_and_does_not_keep_the_rest() {
     assert_eq!(driver.directories("/pod/c"), [root.path().join("memory/pod/c")]);
 }
 
-#[test]
-fn processes_are_those_of_all_hierarchies_and_children_once() {
+#[tokio::test]
+async fn processes_are_those_of_all_hierarchies_and_children_once() {
     let root = tempfile::tempdir().unwrap();
-    let driver = Systemd::new(mounts(root.path()));
+    let driver = systemd(root.path());
     let path = driver.oci_path(Some("pods-one.slice"), "c").unwrap();
     let scope = "pods.slice/pods-one.slice/crimson-c.scope";
     for (hierarchy, pids) in [("memory", "7\n3\n"), ("unified", "3\n0\n")] {
@@ -89,7 +108,7 @@ fn processes_are_those_of_all_hierarchies_and_children_once() {
     assert!(driver.processes("pods-two.slice:crimson:c").unwrap().is_empty());
     driver.ensure_parent(Some("pods-one.slice")).unwrap();
     assert!(driver.missing_parents(Some("pods-one.slice")).unwrap().is_empty());
-    assert!(!driver.remove_parent_if_empty("pods-one.slice").unwrap());
+    assert!(!driver.remove_parent_if_empty("pods-one.slice").await.unwrap());
 }
 
 #[test]
@@ -147,18 +166,18 @@ impl Drop for Real {
     }
 }
 
-#[test]
-fn on_this_host_a_group_lives_and_dies() {
+#[tokio::test]
+async fn on_this_host_a_group_lives_and_dies() {
     let mut group = Real::new();
     group.run("echo ready; sleep 600");
     let shell = i32::try_from(group.children[0].id()).unwrap();
     let pids = group.driver.processes(&group.path).unwrap();
     assert!(pids.contains(&shell), "{shell} in {pids:?}");
-    assert!(!group.driver.remove_parent_if_empty(&group.parent).unwrap());
+    assert!(!group.driver.remove_parent_if_empty(&group.parent).await.unwrap());
     group.driver.kill_all(&group.path).unwrap();
     assert!(group.driver.processes(&group.path).unwrap().is_empty());
     group.driver.remove(&group.path).unwrap();
-    assert!(group.driver.remove_parent_if_empty(&group.parent).unwrap());
+    assert!(group.driver.remove_parent_if_empty(&group.parent).await.unwrap());
     assert!(group.driver.directories(&group.parent).is_empty());
 }
 

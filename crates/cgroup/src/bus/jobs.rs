@@ -1,0 +1,87 @@
+//! Who waits for which job of systemd.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc;
+use zbus::zvariant::OwnedObjectPath;
+
+/// The end of a job.
+#[derive(Debug, Clone)]
+pub(super) struct Ended {
+    pub(super) job: OwnedObjectPath,
+    /// `done`, or why not.
+    pub(super) result: String,
+}
+
+/// The waiters of one connection. Once it is closed they all are told, and so is everybody who comes later.
+#[derive(Debug, Default)]
+pub(super) struct Jobs {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    closed: bool,
+    next: u64,
+    waiters: Vec<(u64, String, mpsc::UnboundedSender<Ended>)>,
+}
+
+/// Hears of every job of one unit that ends from now on: a job may end before the call that began it returns.
+#[derive(Debug)]
+pub(super) struct Waiter {
+    id: u64,
+    jobs: Arc<Jobs>,
+    ended: mpsc::UnboundedReceiver<Ended>,
+}
+
+impl Jobs {
+    pub(super) fn wait_for(self: &Arc<Self>, unit: &str) -> Waiter {
+        let (sender, ended) = mpsc::unbounded_channel();
+        let mut state = self.state();
+        state.next += 1;
+        let id = state.next;
+        if !state.closed {
+            state.waiters.push((id, unit.to_owned(), sender));
+        }
+        Waiter { id, jobs: Arc::clone(self), ended }
+    }
+
+    pub(super) fn ended(&self, unit: &str, ended: &Ended) {
+        for (_, _, waiter) in self.state().waiters.iter().filter(|(_, name, _)| name == unit) {
+            // A waiter that has gone needs to hear nothing.
+            waiter.send(ended.clone()).ok();
+        }
+    }
+
+    pub(super) fn close(&self) {
+        let mut state = self.state();
+        state.closed = true;
+        state.waiters.clear();
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.state().closed
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiter {
+    /// The result of the job; none when the connection is lost before.
+    pub(super) async fn result_of(mut self, job: &OwnedObjectPath) -> Option<String> {
+        loop {
+            let ended = self.ended.recv().await?;
+            if ended.job == *job {
+                return Some(ended.result);
+            }
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.jobs.state().waiters.retain(|(id, ..)| *id != self.id);
+    }
+}
