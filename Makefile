@@ -12,13 +12,14 @@ ROUNDS ?= 20
 
 .PHONY: run test build bench lint deps deps-test fmt clippy deny
 
+# The harness is a client only: built unoptimised, it compiles in a fraction of the time.
 run: deps build
-	$(CARGO) build --release --package e2e --bin demo
-	./target/release/demo $(if $(ONCE),--once)
+	$(CARGO) build --package e2e --bin demo
+	CRIMSON_BIN_DIR=target/release ./target/debug/demo $(if $(ONCE),--once)
 
 test: deps-test
 	$(CARGO) build --workspace --bins
-	$(CARGO) test --workspace
+	$(CARGO) test --workspace --no-fail-fast
 
 # The monitor has a profile of its own (small, aborting on panic), so cargo puts it elsewhere.
 build:
@@ -27,8 +28,8 @@ build:
 	install -m 0755 target/monitor/crimson-monitor target/release/crimson-monitor
 
 bench: deps build
-	$(CARGO) build --release --package e2e --bin pod_start
-	./target/release/pod_start --rounds $(ROUNDS) $(if $(ENDPOINT),--endpoint $(ENDPOINT))
+	$(CARGO) build --package e2e --bin pod_start
+	CRIMSON_BIN_DIR=target/release ./target/debug/pod_start --rounds $(ROUNDS) $(if $(ENDPOINT),--endpoint $(ENDPOINT))
 
 lint: fmt clippy deny
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context;
 use hyper_util::rt::TokioIo;
@@ -18,6 +19,9 @@ use crate::{ContainerSpec, PodSpec, Result};
 
 /// What a call gives: the server's refusals are what tests look at.
 pub(crate) type Reply<T> = std::result::Result<T, Status>;
+
+/// After how long an unanswered call is given up.
+const CALL_LIMIT: Duration = Duration::from_secs(45);
 
 /// A connection to a CRI server.
 #[derive(Debug, Clone)]
@@ -54,7 +58,8 @@ impl Cri {
             let path = path.clone();
             async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
         });
-        let endpoint = Endpoint::try_from("http://localhost")?;
+        // No call of a test takes this long: one that hangs becomes an error with the daemon's log beside it.
+        let endpoint = Endpoint::try_from("http://localhost")?.timeout(CALL_LIMIT);
         let channel = endpoint.connect_with_connector(connector).await;
         let channel = channel.with_context(|| format!("connecting to {}", socket.display()))?;
         Ok(Self { channel, seen: Arc::default() })

@@ -68,7 +68,7 @@ struct Daemon {
 /// The directory with the product's binaries: `CRIMSON_BIN_DIR`, or the one the running test program was built into.
 pub fn binary_dir() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("CRIMSON_BIN_DIR") {
-        return Ok(PathBuf::from(dir));
+        return std::path::absolute(PathBuf::from(dir)).context("making CRIMSON_BIN_DIR absolute");
     }
     let own = std::env::current_exe().context("finding the test's own path")?;
     let dir = own.parent().context("a program in a directory")?;
@@ -317,7 +317,7 @@ impl Node {
         }
     }
 
-    /// Removes all pods, proves that nothing leaked, stops the daemon, proves that it ends well.
+    /// Removes all pods and images, proves that nothing leaked, stops the daemon, proves that it ends well.
     pub async fn finish(mut self) -> Result {
         if self.daemon.is_none() {
             self.restart().await?;
@@ -326,6 +326,9 @@ impl Node {
         for pod in cri.all_pods().await? {
             cri.stop_pod(&pod.id).await?;
             cri.remove_pod(&pod.id).await?;
+        }
+        for image in cri.all_images().await? {
+            cri.forget_image(&image.id).await?;
         }
         self.assert_nothing_leaked().await?;
         let status = self.stop().await?;

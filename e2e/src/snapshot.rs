@@ -27,6 +27,9 @@ impl Snapshot {
         processes(node, &marks, &mut facts)?;
         descriptors(node, &mut facts)?;
         records(node, &mut facts);
+        if node.cri().all_images().await?.is_empty() {
+            image_store(&node.machine().path(&node.root().join("images")), 3, &mut facts);
+        }
         facts.extend(
             node.machine().cgroups().of_run(&marks.ids).into_iter().map(|path| format!("cgroup {path}")),
         );
@@ -179,6 +182,17 @@ fn records(node: &Node, facts: &mut BTreeSet<String>) {
             facts.extend(
                 entries.flatten().map(|entry| format!("file {}", dir.join(entry.file_name()).display())),
             );
+        }
+    }
+}
+
+/// What the image store keeps without holding an image: half-fetched blobs, half-unpacked layers. Not what lies inside layers.
+fn image_store(dir: &Path, depth: u32, facts: &mut BTreeSet<String>) {
+    let Ok(entries) = fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        facts.insert(format!("file {}", entry.path().display()));
+        if depth > 1 && entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            image_store(&entry.path(), depth - 1, facts);
         }
     }
 }

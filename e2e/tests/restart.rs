@@ -200,7 +200,12 @@ impl Script {
 async fn flow(cri: &Cri, script: &Script) -> Result {
     let image = cri.pull(&script.reference).await?;
     let pod_id = cri.run_pod(&script.pod).await?;
-    let id = cri.create(&pod_id, &ContainerSpec::lasting("c", &image), &script.pod).await?;
+    // Like the kubelet it looks before it creates: what runs is not created again.
+    let there = cri.all_containers().await?.into_iter().find(|it| it.pod_sandbox_id == pod_id);
+    let id = match there {
+        Some(container) => container.id,
+        None => cri.create(&pod_id, &ContainerSpec::lasting("c", &image), &script.pod).await?,
+    };
     if cri.container(&id).await?.state() == ContainerState::ContainerCreated {
         cri.start(&id).await?;
     }
