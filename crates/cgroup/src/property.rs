@@ -94,6 +94,8 @@ pub fn properties(hierarchy: Hierarchy, limits: &Limits) -> Result<Vec<Property>
     } else {
         found.number("CPUShares", limits.cpu_shares.filter(|shares| *shares > 0));
         found.number("BlockIOWeight", limits.io_weight.map(u64::from).filter(|weight| *weight > 0));
+        // crun sets the one and runc the other; systemd prefers the first where both are set.
+        found.number("MemoryMax", limits.memory.map(bytes));
         found.number("MemoryLimit", limits.memory.map(bytes));
     }
     Ok(found.properties)
@@ -269,6 +271,7 @@ mod tests {
             ("CPUShares", Number(512)),
             ("CPUQuotaPerSecUSec", Number(500_000)),
             ("CPUQuotaPeriodUSec", Number(100_000)),
+            ("MemoryMax", Number(64 << 20)),
             ("MemoryLimit", Number(64 << 20)),
             ("TasksMax", Number(100)),
             ("BlockIOWeight", Number(10)),

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::mpsc;
+use tokio::sync::watch;
 use zbus::zvariant::OwnedObjectPath;
 
 /// The end of a job.
@@ -23,7 +23,7 @@ pub(super) struct Jobs {
 struct State {
     closed: bool,
     next: u64,
-    waiters: Vec<(u64, String, mpsc::UnboundedSender<Ended>)>,
+    waiters: Vec<(u64, String, watch::Sender<Vec<Ended>>)>,
 }
 
 /// Hears of every job of one unit that ends from now on: a job may end before the call that began it returns.
@@ -31,12 +31,12 @@ struct State {
 pub(super) struct Waiter {
     id: u64,
     jobs: Arc<Jobs>,
-    ended: mpsc::UnboundedReceiver<Ended>,
+    ended: watch::Receiver<Vec<Ended>>,
 }
 
 impl Jobs {
     pub(super) fn wait_for(self: &Arc<Self>, unit: &str) -> Waiter {
-        let (sender, ended) = mpsc::unbounded_channel();
+        let (sender, ended) = watch::channel(Vec::new());
         let mut state = self.state();
         state.next += 1;
         let id = state.next;
@@ -48,8 +48,7 @@ impl Jobs {
 
     pub(super) fn ended(&self, unit: &str, ended: &Ended) {
         for (_, _, waiter) in self.state().waiters.iter().filter(|(_, name, _)| name == unit) {
-            // A waiter that has gone needs to hear nothing.
-            waiter.send(ended.clone()).ok();
+            waiter.send_modify(|all| all.push(ended.clone()));
         }
     }
 
@@ -71,12 +70,9 @@ impl Jobs {
 impl Waiter {
     /// The result of the job; none when the connection is lost before.
     pub(super) async fn result_of(mut self, job: &OwnedObjectPath) -> Option<String> {
-        loop {
-            let ended = self.ended.recv().await?;
-            if ended.job == *job {
-                return Some(ended.result);
-            }
-        }
+        let is_it = |ended: &&Ended| ended.job == *job;
+        let all = self.ended.wait_for(|all| all.iter().any(|ended| is_it(&ended))).await.ok()?;
+        all.iter().find(is_it).map(|ended| ended.result.clone())
     }
 }
 
