@@ -113,6 +113,24 @@ async fn stopping_and_removing_work_right_after_a_restart() -> Result {
     node.finish().await
 }
 
+/// A stop that was cut off right after it had begun is carried through by the next daemon, and asking again does not hang.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_that_is_cut_off_is_completed_after_the_restart() -> Result {
+    let mut node = Node::boot().await?;
+    let pod_id = node.cri().run_pod(&node.pod("half-stopped")).await?;
+    let stopping = tokio::spawn({
+        let (cri, pod_id) = (node.cri(), pod_id.clone());
+        async move { cri.stop_pod(&pod_id).await }
+    });
+    while node.cri().pod(&pod_id).await?.state() == PodSandboxState::SandboxReady {}
+    node.kill9().await?;
+    drop(stopping.await?);
+    node.restart().await?;
+    node.cri().stop_pod(&pod_id).await?;
+    assert_eq!(node.cri().pod(&pod_id).await?.state(), PodSandboxState::SandboxNotready);
+    node.finish().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_monitor_that_dies_is_noticed_and_its_pod_can_be_removed() -> Result {
     let (node, registry) = Node::boot_with_registry().await?;
