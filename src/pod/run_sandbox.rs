@@ -117,15 +117,16 @@ impl Attempt<'_> {
         self.steps.run("publish", self.record.save(self.shared.layout())).await
     }
 
-    /// Holds the configured pause image, if one is; otherwise the embedded program serves.
+    /// Holds the configured pause image, if one is, and fetches it if it is not there: kubelet never does. Otherwise the
+    /// embedded program serves.
     async fn lease_pause(&mut self) -> Result<Option<image::Rootfs>, PodError> {
         let Some(reference) = self.shared.settings.pause_image.clone() else { return Ok(None) };
         let images = &self.shared.drivers.images;
-        let Some(found) = images.resolve(&reference) else { return Err(PodError::ImageNotFound(reference)) };
-        self.record.pause_image = Some(found.id.clone());
+        let image = self.steps.run("pause image", images.ensure(&reference)).await?;
+        self.record.pause_image = Some(image.clone());
         self.steps.run("record", self.record.save(self.shared.layout())).await?;
         let owner = self.record.id.as_str();
-        self.steps.run("image", images.lease(owner, &found.id)).await.map(Some)
+        self.steps.run("image", images.lease(owner, &image)).await.map(Some)
     }
 
     async fn undo(&mut self) {

@@ -139,7 +139,10 @@ fn find_device(
     inside: &Path,
     found: &mut Vec<ResolvedDevice>,
 ) -> Result<(), StepError> {
-    let metadata = std::fs::metadata(host).map_err(StepError::io(format!("device {}", host.display())))?;
+    let metadata = std::fs::metadata(host).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => invalid(format!("device {} does not exist", host.display())),
+        _ => StepError::io(format!("device {}", host.display()))(error),
+    })?;
     if metadata.is_dir() {
         for entry in read_dir(host)? {
             let name = entry.file_name();
@@ -206,7 +209,11 @@ fn device(metadata: &std::fs::Metadata) -> Option<(DeviceKind, i64, i64)> {
 fn read_profile(path: &str) -> Result<Vec<u8>, StepError> {
     use std::io::Read;
     let what = format!("seccomp profile {path}");
-    let file = std::fs::File::open(path).map_err(StepError::io(what.clone()))?;
+    let file = std::fs::File::open(path).map_err(|error| match error.kind() {
+        // The caller named it, so its absence is the caller's to mend.
+        std::io::ErrorKind::NotFound => invalid(format!("{what} does not exist")),
+        _ => StepError::io(what.clone())(error),
+    })?;
     let mut bytes = Vec::new();
     file.take(PROFILE_LIMIT).read_to_end(&mut bytes).map_err(StepError::io(what))?;
     Ok(bytes)

@@ -66,6 +66,10 @@ impl Node {
 
     /// A daemon on this node. Dropping an earlier one without a word is what `kill -9` does.
     fn boot(&self) -> Pods {
+        self.boot_with_pause(None)
+    }
+
+    fn boot_with_pause(&self, pause_image: Option<String>) -> Pods {
         let layout = Layout::new(self.dir.path().join("root"), self.dir.path().join("state"));
         for path in [layout.pods(), layout.bundles(), layout.layers(), layout.records()] {
             std::fs::create_dir_all(path).unwrap();
@@ -77,7 +81,7 @@ impl Node {
             facts: NodeFacts::default(),
             handlers: [("runc".to_owned(), handler)].into(),
             default_handler: "runc".to_owned(),
-            pause_image: None,
+            pause_image,
             runtime_timeout: Duration::from_secs(5),
             netns_dir: self.dir.path().join("netns"),
             exec_output_bytes: 1 << 20,
@@ -481,4 +485,22 @@ async fn a_pending_teardown_survives_a_restart() {
     while !node.left().is_empty() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
+}
+
+#[tokio::test]
+async fn a_configured_pause_image_is_held_while_the_sandbox_lives() {
+    let node = Node::new();
+    let pods = node.boot_with_pause(Some(IMAGE.to_owned()));
+    pods.recover().await.unwrap();
+    let id = pods.run_sandbox(sandbox("web")).await.unwrap();
+    assert_eq!(image::ImageSource::leases(&*node.images), [id.to_string()]);
+    let pause = ContainerId::parse(id.as_str()).unwrap();
+    assert!(node.monitors.request(&pause).unwrap().rootfs.is_some(), "its own root file system is mounted");
+    pods.remove_sandbox(id.as_str()).await.unwrap();
+    assert_eq!(node.left(), Vec::<String>::new());
+
+    let pods = node.boot_with_pause(Some("example.test/absent:1".to_owned()));
+    pods.recover().await.unwrap();
+    assert!(pods.run_sandbox(sandbox("web")).await.is_err());
+    assert_eq!(node.left(), Vec::<String>::new());
 }
