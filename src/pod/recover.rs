@@ -118,6 +118,10 @@ impl Pods {
             teardown::end_processes(shared, &target).await;
         }
         let was_stopping = record.phase == SandboxPhase::Stopping;
+        if was_stopping {
+            // Nobody works on that stop any more: it is begun anew below, and a caller's joins it.
+            record.phase = SandboxPhase::NotReady;
+        }
         let pause = ContainerId::parse(record.id.as_str()).ok().and_then(|id| known.get(&id));
         if record.phase == SandboxPhase::Ready && pause.is_none_or(|pause| pause.phase != Phase::Running) {
             record.phase = SandboxPhase::NotReady;

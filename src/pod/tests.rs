@@ -504,3 +504,25 @@ async fn a_configured_pause_image_is_held_while_the_sandbox_lives() {
     assert!(pods.run_sandbox(sandbox("web")).await.is_err());
     assert_eq!(node.left(), Vec::<String>::new());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_stop_cut_off_by_a_crash_is_completed() {
+    let node = Node::new();
+    let pods = node.recovered().await;
+    let (sandbox_id, id) = run(&pods, "web").await;
+    node.monitors.inject(Call::Signal, Fault::Hang);
+    let stopping = tokio::spawn({
+        let (pods, id) = (pods.clone(), sandbox_id.clone());
+        async move { pods.stop_sandbox(id.as_str()).await }
+    });
+    while !node.monitors.calls().iter().any(|(seen, _)| *seen == Call::Signal) {
+        tokio::task::yield_now().await;
+    }
+    stopping.abort();
+    drop(pods);
+    let pods = node.recovered().await;
+    pods.stop_sandbox(sandbox_id.as_str()).await.unwrap();
+    assert_eq!(pods.container(id.as_str()).unwrap().state, ContainerState::Exited);
+    pods.remove_sandbox(sandbox_id.as_str()).await.unwrap();
+    assert_eq!(node.left(), Vec::<String>::new());
+}
