@@ -156,7 +156,10 @@ impl ImageSource for Images {
     async fn ensure(&self, reference: &str) -> Result<ImageId, ImageError> {
         match Self::resolve(self, reference) {
             Some(image) => Ok(image.id.clone()),
-            None => Self::pull(self, PullRequest { reference: reference.to_owned(), ..PullRequest::default() }).await,
+            None => {
+                Self::pull(self, PullRequest { reference: reference.to_owned(), ..PullRequest::default() })
+                    .await
+            }
         }
     }
 

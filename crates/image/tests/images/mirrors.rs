@@ -79,11 +79,9 @@ async fn a_mirror_for_blobs_only_is_not_asked_for_tags() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_registrys_own_refusal_is_reported_and_not_that_another_is_dead() {
     let fixture = Fixture::new().await;
-    for (status, kind) in [
-        (401, ErrorKind::Unauthenticated),
-        (403, ErrorKind::PermissionDenied),
-        (404, ErrorKind::NotFound),
-    ] {
+    for (status, kind) in
+        [(401, ErrorKind::Unauthenticated), (403, ErrorKind::PermissionDenied), (404, ErrorKind::NotFound)]
+    {
         let registry = Server::start(move |_| Reply::new(status)).await;
         let dead = dead_address().await;
         // The name resolves to the listed host; the server behind it is another one, and gone.
