@@ -11,6 +11,7 @@ mod answer;
 mod blob;
 mod challenge;
 mod client;
+mod tls;
 mod token;
 
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -28,7 +29,7 @@ use crate::manifest;
 use crate::reference::Reference;
 pub(crate) use blob::Sink;
 use client::Client;
-pub(crate) use client::Roots;
+pub(crate) use tls::Roots;
 
 /// Attempts at a request that the server refuses for the moment (429, 5xx), and the pause before the second.
 const BUSY_ATTEMPTS: u32 = 3;

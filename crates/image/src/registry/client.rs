@@ -1,6 +1,5 @@
-//! One server's HTTP client: TLS as its configuration says, redirects without credentials.
+//! One server's HTTP client: redirects without credentials.
 
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,39 +11,15 @@ use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HyperClient;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::crypto::{CryptoProvider, ring};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use super::Failure;
+use super::tls::{Roots, client_config};
 use crate::error::ImageError;
 use crate::hosts::{Trust, is_loopback};
 
 const CONNECT_TIME: Duration = Duration::from_secs(5);
 const MAX_REDIRECTS: usize = 10;
 const AGENT: &str = concat!("crimson/", env!("CARGO_PKG_VERSION"));
-
-/// The system's certificate authorities, read when the first pull needs them.
-#[derive(Debug, Default)]
-pub(crate) struct Roots(OnceLock<RootCertStore>);
-
-impl Roots {
-    fn store(&self) -> RootCertStore {
-        self.0.get_or_init(load_system_roots).clone()
-    }
-}
-
-fn load_system_roots() -> RootCertStore {
-    let loaded = rustls_native_certs::load_native_certs();
-    for error in &loaded.errors {
-        tracing::warn!(op = "pull", error = %error, "some of the system's certificate authorities cannot be read");
-    }
-    let mut store = RootCertStore::empty();
-    store.add_parsable_certificates(loaded.certs);
-    store
-}
 
 #[derive(Clone)]
 pub(super) struct Client(HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>);
@@ -62,7 +37,7 @@ impl Client {
         tcp.set_nodelay(true);
         tcp.set_connect_timeout(Some(CONNECT_TIME));
         let connector = HttpsConnectorBuilder::new()
-            .with_tls_config(tls_config(trust, roots)?)
+            .with_tls_config(client_config(trust, roots)?)
             .https_or_http()
             .enable_http1()
             .wrap_connector(tcp);
@@ -149,82 +124,6 @@ fn absolute(from: &Uri, location: &str) -> Result<Uri, Failure> {
         parse_uri(&format!("{scheme}://{authority}{location}"))
     } else {
         Err(Failure::Protocol(format!("a redirect to {location:?}")))
-    }
-}
-
-fn tls_config(trust: &Trust, roots: &Roots) -> Result<ClientConfig, ImageError> {
-    let provider = Arc::new(ring::default_provider());
-    let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
-        .with_safe_default_protocol_versions()
-        .map_err(|error| ImageError::store("setting TLS up", std::io::Error::other(error)))?;
-    if trust.skip_verify {
-        let verifier = Arc::new(TrustAnyone(provider));
-        return Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
-    }
-    let mut store = roots.store();
-    for path in &trust.ca {
-        add_authorities(&mut store, path)
-            .map_err(|error| ImageError::Hosts { path: path.clone(), source: error })?;
-    }
-    Ok(builder.with_root_certificates(store).with_no_client_auth())
-}
-
-fn add_authorities(
-    store: &mut RootCertStore,
-    path: &std::path::Path,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    for certificate in CertificateDer::pem_file_iter(path)? {
-        store.add(certificate?)?;
-    }
-    Ok(())
-}
-
-/// `skip_verify`: the operator asked for it in `hosts.toml`.
-#[derive(Debug)]
-struct TrustAnyone(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for TrustAnyone {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(
-            message,
-            certificate,
-            signed,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            certificate,
-            signed,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -11,4 +11,5 @@ mod real_registry;
 mod registry;
 mod server;
 mod sharing;
+mod tls;
 mod tokens;
