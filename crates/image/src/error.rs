@@ -153,6 +153,18 @@ pub enum ImageError {
     /// The store is being closed.
     #[error("the image store is shutting down")]
     Closed,
+    /// Everyone who waited for the pull left before it ended.
+    #[error("the pull of {reference} was given up by its callers")]
+    Abandoned {
+        /// The image.
+        reference: String,
+    },
+    /// The image was removed by its name while it was being pulled.
+    #[error("the pull of {reference} was stopped because the image was removed meanwhile")]
+    Removed {
+        /// The image.
+        reference: String,
+    },
     /// The failure of a pull that several calls may have waited for.
     #[error(transparent)]
     Shared(Arc<ImageError>),
@@ -196,7 +208,7 @@ impl Kind for ImageError {
             Self::Unpack { .. } | Self::Protocol { .. } | Self::Corrupt { .. } | Self::Store { .. } => {
                 ErrorKind::Internal
             }
-            Self::Closed => ErrorKind::Cancelled,
+            Self::Closed | Self::Abandoned { .. } | Self::Removed { .. } => ErrorKind::Cancelled,
             Self::Shared(inner) => inner.kind(),
         }
     }

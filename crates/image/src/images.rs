@@ -12,6 +12,7 @@ use types::ImageId;
 use crate::error::ImageError;
 use crate::pull::{InFlight, LayerLocks, PullRequest};
 use crate::record::{ImageRecord, Rootfs};
+use crate::reference::Reference;
 use crate::registry::Roots;
 use crate::source::ImageSource;
 use crate::store::{Store, StoreUsage};
@@ -74,8 +75,8 @@ impl Images {
         })
     }
 
-    /// Makes the image present and gives its id. The work goes on when the caller leaves; the same request in flight
-    /// is joined.
+    /// Makes the image present and gives its id. The same request in flight is joined. Dropping this future gives the
+    /// pull up: it goes on for others who wait for it, and is stopped without a trace when there are none.
     ///
     /// # Errors
     /// Every [`ImageError`] but [`ImageError::Unknown`] and [`ImageError::Owner`], most of them inside
@@ -100,11 +101,21 @@ impl Images {
     /// Removes the image that `text` means with all its tags; it leaves the list at once. What containers lease stays
     /// on disk until they release it. An image that is not stored is no error.
     ///
+    /// Pulls of that very reference are stopped, so that the name does not come back by itself: their callers get
+    /// [`ImageError::Removed`], and whoever pulls after this wants the image again. Pulls of the image under other
+    /// names go on, and so do all pulls when `text` is an id.
+    ///
     /// # Errors
     /// [`ImageError::Store`] when the image's record cannot be removed; the image then stays.
     pub async fn remove(&self, text: &str) -> Result<(), ImageError> {
-        let (store, text) = (Arc::clone(&self.shared.store), text.to_owned());
-        blocking(&self.shared.tasks, move || store.remove(&text)).await
+        let (shared, text) = (Arc::clone(&self.shared), text.to_owned());
+        blocking(&self.shared.tasks, move || {
+            if let Ok(reference) = Reference::parse(&text) {
+                shared.in_flight.stop_pulls_of(&reference);
+            }
+            shared.store.remove(&text)
+        })
+        .await
     }
 
     /// What images take on disk, as accounted.

@@ -13,7 +13,7 @@
 //! * Every blob has the digest that the manifest gives it, every layer the diff id that the config gives it.
 //! * What is listed is whole and on the disk; what a crash or failure interrupted is gone when the store opens, or before
 //!   the failed call returns.
-//! * A caller that goes away does not stop a pull; one that asks for the same again joins it.
+//! * Whoever asks for a pull that is under way joins it. It goes on while one caller waits and stops with the last.
 //! * Reading (list, resolve, usage) never waits for disk or network.
 //!
 //! Where to read: [`reference`](Reference) and `hosts` turn text into servers, `registry` speaks to them, `layer` and

@@ -1,9 +1,13 @@
 //! One pull, from the reference to the record.
 //!
-//! A pull is a tracked task that nobody's leaving stops; callers wait for its published result. Layers are fetched side
-//! by side, each by one task that downloads and one blocking thread that unpacks; of the same layer wanted by several
-//! pulls one fetches it and the others find it. When one layer fails the others are told to stop, and the pull ends only
-//! after all of them have.
+//! A pull is a tracked task; callers wait for its published result. It is the one exception from the rule that a dropped
+//! call never cancels work: a pull whose *last* waiter leaves is stopped, because kubelet and crictl mean it when they
+//! cancel one, and it can take long and fill the disk. While anyone waits it goes on. A stopped pull publishes neither
+//! image nor tag and leaves nothing on the disk, finished layers included, but for those that another pull uses.
+//!
+//! Layers are fetched side by side, each by one task that downloads and one blocking thread that unpacks; of the same
+//! layer wanted by several pulls one fetches it and the others find it. When one layer fails the others are told to
+//! stop, and the pull ends only after all of them have.
 
 mod flight;
 mod layers;
@@ -20,8 +24,8 @@ use crate::platform::Platform;
 use crate::record::Layer;
 use crate::reference::Reference;
 use crate::registry::Session;
-use crate::store::{Ingest, NewImage, Pin};
-pub(crate) use flight::InFlight;
+use crate::store::NewImage;
+pub(crate) use flight::{InFlight, Stop};
 pub(crate) use layers::LayerLocks;
 
 /// An index may hold an index, but nobody nests them deeper.
@@ -75,17 +79,18 @@ impl Pull {
 }
 
 impl Shared {
-    async fn run_pull(self: &Arc<Self>, pull: Pull) -> Result<ImageId, ImageError> {
+    async fn run_pull(self: &Arc<Self>, pull: Pull, stop: &Arc<Stop>) -> Result<ImageId, ImageError> {
         let pull = Arc::new(pull);
         let session = Arc::new(self.session(&pull).await?);
-        let found = find(&pull, &session).await?;
+        let found = or_stopped(stop, find(&pull, &session)).await?;
         let id = ImageId(found.manifest.config.digest.clone());
-        if self.add_name(&pull, &id, &found.target).await? {
+        if self.add_name(&pull, &id, &found.target, stop).await? {
             return Ok(id);
         }
-        let config = session.small_blob(&found.manifest.config, manifest::MAX_CONFIG).await?;
+        let config = session.small_blob(&found.manifest.config, manifest::MAX_CONFIG);
+        let config = or_stopped(stop, config).await?;
         let layers = layers_of(&pull, &found.manifest, &config)?;
-        let result = self.fetch_and_commit(&pull, &session, found, config, layers).await;
+        let result = self.fetch_and_commit(&pull, &session, stop, found, config, layers).await;
         if result.is_err() {
             let store = Arc::clone(&self.store);
             blocking(&self.tasks, move || {
@@ -108,42 +113,53 @@ impl Shared {
         .await
     }
 
-    async fn add_name(&self, pull: &Arc<Pull>, id: &ImageId, target: &Digest) -> Result<bool, ImageError> {
-        let (store, pull) = (Arc::clone(&self.store), Arc::clone(pull));
+    async fn add_name(
+        &self,
+        pull: &Arc<Pull>,
+        id: &ImageId,
+        target: &Digest,
+        stop: &Arc<Stop>,
+    ) -> Result<bool, ImageError> {
+        let (store, pull, stop) = (Arc::clone(&self.store), Arc::clone(pull), Arc::clone(stop));
         let (id, target) = (id.clone(), target.clone());
-        blocking(&self.tasks, move || store.add_name(&id, &pull.reference, &target)).await
+        blocking(&self.tasks, move || store.add_name(&id, &pull.reference, &target, &|| stop.check())).await
     }
 
     async fn fetch_and_commit(
         self: &Arc<Self>,
         pull: &Arc<Pull>,
         session: &Arc<Session>,
+        stop: &Arc<Stop>,
         found: Found,
         config: Vec<u8>,
         layers: Vec<Layer>,
     ) -> Result<ImageId, ImageError> {
         let store = Arc::clone(&self.store);
         let ingest = Arc::new(blocking(&self.tasks, move || store.ingest()).await?);
-        let pins = self.fetch_layers(pull, session, &ingest, &layers).await;
-        let store = Arc::clone(&self.store);
-        let pull = Arc::clone(pull);
-        blocking(&self.tasks, move || commit(&store, &pull, found, config, layers, &ingest, pins)).await
+        let pins = self.fetch_layers(pull, session, stop, &ingest, &layers).await;
+        let image = new_image(pull, found, config, layers);
+        let (store, stop) = (Arc::clone(&self.store), Arc::clone(stop));
+        // The pins are dropped and the unfinished work is deleted on the blocking thread, failed or not.
+        blocking(&self.tasks, move || {
+            let _pins = pins?;
+            store.commit_image(image, &ingest, &|| stop.check())
+        })
+        .await
     }
 }
 
-fn commit(
-    store: &crate::store::Store,
-    pull: &Pull,
-    found: Found,
-    config: Vec<u8>,
-    layers: Vec<Layer>,
-    ingest: &Ingest,
-    pins: Result<Vec<Pin>, ImageError>,
-) -> Result<ImageId, ImageError> {
-    let _pins = pins?;
+/// What the work gives, unless the pull is to stop before.
+async fn or_stopped<T>(
+    stop: &Stop,
+    work: impl Future<Output = Result<T, ImageError>>,
+) -> Result<T, ImageError> {
+    stop.token().run_until_cancelled(work).await.unwrap_or(Err(ImageError::Closed))
+}
+
+fn new_image(pull: &Pull, found: Found, config: Vec<u8>, layers: Vec<Layer>) -> NewImage {
     let mut blobs = found.documents;
     blobs.push((found.manifest.config.digest.clone(), config));
-    let image = NewImage {
+    NewImage {
         reference: pull.reference.clone(),
         target: found.target,
         blobs,
@@ -151,8 +167,7 @@ fn commit(
         size: found.manifest.size(),
         config: found.manifest.config.digest,
         layers,
-    };
-    store.commit_image(image, ingest)
+    }
 }
 
 /// Follows indexes to this platform's manifest.

@@ -102,6 +102,9 @@ pub(crate) struct Pin {
     diff_id: Digest,
 }
 
+/// Whether what is about to appear is still wanted.
+pub(crate) type Wanted<'a> = dyn Fn() -> Result<(), ImageError> + 'a;
+
 /// A directory for one pull's unfinished work, gone when dropped.
 #[derive(Debug)]
 pub(crate) struct Ingest {
@@ -152,7 +155,11 @@ impl Store {
 
     /// The layer, if it is stored, kept from collection.
     pub(crate) fn pin_layer(self: &Arc<Self>, diff_id: &Digest) -> Option<Pin> {
-        self.state().layers.get_mut(diff_id)?.pins += 1;
+        self.pin(&mut self.state(), diff_id)
+    }
+
+    fn pin(self: &Arc<Self>, state: &mut State, diff_id: &Digest) -> Option<Pin> {
+        state.layers.get_mut(diff_id)?.pins += 1;
         Some(Pin { store: Arc::clone(self), diff_id: diff_id.clone() })
     }
 
@@ -171,12 +178,18 @@ impl Store {
             state.layers.insert(diff_id.clone(), StoredLayer { directory, unpacked, pins: 0 });
             self.publish_usage(&state);
         }
-        drop(state);
-        self.pin_layer(diff_id).ok_or_else(|| ImageError::Unknown(diff_id.to_string()))
+        // Pinned under the same lock: another pull's failure may collect at any time.
+        self.pin(&mut state, diff_id).ok_or_else(|| ImageError::Unknown(diff_id.to_string()))
     }
 
-    /// Makes an image exist. Its layers must be pinned by the caller until this returns.
-    pub(crate) fn commit_image(&self, image: NewImage, ingest: &Ingest) -> Result<ImageId, ImageError> {
+    /// Makes an image exist. Its layers must be pinned by the caller until this returns. `wanted` is asked under the
+    /// lock, when all is in place but the record: what it refuses leaves no trace once garbage is collected.
+    pub(crate) fn commit_image(
+        &self,
+        image: NewImage,
+        ingest: &Ingest,
+        wanted: &Wanted<'_>,
+    ) -> Result<ImageId, ImageError> {
         let id = ImageId(image.config.clone());
         let staged = ingest.stage_blobs(&image.blobs)?;
         self.layout.sync_filesystem()?;
@@ -187,6 +200,7 @@ impl Store {
             state.note_file(&place);
         }
         self.layout.sync_blobs()?;
+        wanted()?;
         self.take_tag_from_others(&mut state, &image.reference, &id)?;
         let known = state.images.get(&id).map(|image| image.file.clone());
         self.save_record(&mut state, RecordFile::of(&image, known))?;
@@ -200,8 +214,10 @@ impl Store {
         id: &ImageId,
         reference: &Reference,
         target: &Digest,
+        wanted: &Wanted<'_>,
     ) -> Result<bool, ImageError> {
         let mut state = self.state();
+        wanted()?;
         let Some(known) = state.images.get(id) else { return Ok(false) };
         let mut file = known.file.clone();
         if file.add_name(reference, target) {

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use types::Digest;
 
-use super::Pull;
+use super::{Pull, Stop};
 use crate::error::{ImageError, is_full};
 use crate::images::{Shared, blocking};
 use crate::layer::{self, Expected, LayerError};
@@ -41,7 +41,7 @@ struct Fetch {
     pull: Arc<Pull>,
     session: Arc<Session>,
     ingest: Arc<Ingest>,
-    /// Another layer failed.
+    /// Another layer failed, or the pull is to stop.
     stop: CancellationToken,
 }
 
@@ -51,6 +51,7 @@ impl Shared {
         self: &Arc<Self>,
         pull: &Arc<Pull>,
         session: &Arc<Session>,
+        stop: &Stop,
         ingest: &Arc<Ingest>,
         layers: &[Layer],
     ) -> Result<Vec<Pin>, ImageError> {
@@ -59,7 +60,7 @@ impl Shared {
             pull: Arc::clone(pull),
             session: Arc::clone(session),
             ingest: Arc::clone(ingest),
-            stop: self.closing.child_token(),
+            stop: stop.token().child_token(),
         });
         let mut tasks = JoinSet::new();
         for (position, layer) in layers.iter().cloned().enumerate() {
@@ -94,14 +95,13 @@ async fn collect(
 
 impl Fetch {
     async fn layer(&self, position: usize, layer: &Layer) -> Result<Pin, ImageError> {
-        let _turn = self.shared.layer_locks.lock(&layer.diff_id).await;
+        let turn = self.shared.layer_locks.lock(&layer.diff_id);
+        let _turn = self.stop.run_until_cancelled(turn).await.ok_or(ImageError::Closed)?;
         if let Some(pin) = self.shared.store.pin_layer(&layer.diff_id) {
             return Ok(pin);
         }
-        let _permit = self.shared.downloads.acquire().await.map_err(|_| ImageError::Closed)?;
-        if self.stop.is_cancelled() {
-            return Err(ImageError::Closed);
-        }
+        let permit = self.stop.run_until_cancelled(self.shared.downloads.acquire()).await;
+        let Some(Ok(_permit)) = permit else { return Err(ImageError::Closed) };
         let (sender, receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
         let (downloaded, unpacked) =
             tokio::join!(self.download(layer, sender), self.unpack(position, layer, receiver));

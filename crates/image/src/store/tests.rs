@@ -44,6 +44,15 @@ impl Fixture {
 
 /// Stores an image whose layers hold one file each, named as the layer.
 fn store_image(store: &Arc<Store>, reference: &str, layers: &[&str]) -> ImageId {
+    try_to_store(store, reference, layers, &|| Ok(())).unwrap()
+}
+
+fn try_to_store(
+    store: &Arc<Store>,
+    reference: &str,
+    layers: &[&str],
+    wanted: &Wanted<'_>,
+) -> Result<ImageId, ImageError> {
     let reference = Reference::parse(reference).unwrap();
     let diff_ids: Vec<Digest> = layers.iter().map(|layer| digest_of(layer.as_bytes())).collect();
     let ids: Vec<String> = diff_ids.iter().map(ToString::to_string).collect();
@@ -71,7 +80,7 @@ fn store_image(store: &Arc<Store>, reference: &str, layers: &[&str]) -> ImageId 
         size: 10,
         blobs: vec![(digest_of(&manifest), manifest), (digest_of(&config), config)],
     };
-    store.commit_image(image, &ingest).unwrap()
+    store.commit_image(image, &ingest, wanted)
 }
 
 fn store_layer(store: &Arc<Store>, ingest: &Ingest, position: usize, name: &str, diff_id: &Digest) -> Pin {
@@ -155,9 +164,9 @@ fn names_add_up_on_one_image() {
     let store = fixture.open();
     let id = store_image(&store, "a:1", &["x"]);
     let second = Reference::parse("r.example/b:2").unwrap();
-    assert!(store.add_name(&id, &second, &digest_of(b"m")).unwrap());
+    assert!(store.add_name(&id, &second, &digest_of(b"m"), &|| Ok(())).unwrap());
     assert_eq!(tags(&store, &id), ["docker.io/library/a:1", "r.example/b:2"]);
-    assert!(!store.add_name(&ImageId(digest_of(b"?")), &second, &digest_of(b"m")).unwrap());
+    assert!(!store.add_name(&ImageId(digest_of(b"?")), &second, &digest_of(b"m"), &|| Ok(())).unwrap());
     store.remove("r.example/b:2").unwrap();
     assert!(store.index().images().is_empty(), "one tag removes the image with all its tags");
 }
@@ -186,6 +195,21 @@ fn a_leased_image_keeps_its_layers_until_released() {
     store.release("container-1").unwrap();
     store.release("container-1").unwrap();
     assert_eq!(fixture.tree(), empty);
+}
+
+#[test]
+fn an_image_that_is_not_wanted_any_more_never_appears() {
+    let fixture = Fixture::new();
+    let store = fixture.open();
+    let old = store_image(&store, "app:1", &["old"]);
+    let before = fixture.tree();
+    let unwanted = || Err(ImageError::Closed);
+    assert!(try_to_store(&store, "app:1", &["new"], &unwanted).is_err());
+    let second = Reference::parse("b:1").unwrap();
+    assert!(store.add_name(&old, &second, &digest_of(b"m"), &unwanted).is_err());
+    store.collect_garbage();
+    assert_eq!(fixture.tree(), before);
+    assert_eq!(tags(&store, &old), ["docker.io/library/app:1"]);
 }
 
 #[test]

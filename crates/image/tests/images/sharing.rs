@@ -1,12 +1,16 @@
 //! Several callers and one image.
 
 use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
-use image::{Images, PullRequest};
+use image::{ImageError, ImageId, Images, PullRequest};
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
+use types::{ErrorKind, Kind};
 
 use crate::builder::{Built, Family, LayerBuilder};
-use crate::fixture::{Fixture, config};
+use crate::fixture::{Fixture, cause, config};
 use crate::server::{Content, Server};
 
 /// A server that answers requests for blobs only when the test says so.
@@ -77,18 +81,88 @@ async fn images_that_share_a_layer_download_it_once() {
     assert!(rootfs.layers.iter().all(|layer| layer.is_dir()), "the other image stays whole");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
-async fn a_pull_goes_on_when_its_caller_leaves() {
-    let fixture = Fixture::new().await;
-    let (server, gate) = held_back(&Built::small("x")).await;
-    let (images, first) = (fixture.images.clone(), request(&server, "1"));
-    let caller = tokio::spawn(async move { images.pull(first).await });
-    blob_is_asked_for(&server).await;
+fn start_pull(fixture: &Fixture, server: &Server) -> JoinHandle<Result<ImageId, ImageError>> {
+    let (images, request) = (fixture.images.clone(), request(server, "1"));
+    tokio::spawn(async move { images.pull(request).await })
+}
+
+async fn leave(caller: JoinHandle<Result<ImageId, ImageError>>) {
     caller.abort();
     assert!(caller.await.unwrap_err().is_cancelled());
+}
+
+/// Waits until the store is as it was when it was made.
+async fn nothing_remains(fixture: &Fixture) {
+    let begun = Instant::now();
+    while !fixture.is_empty() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "something stays");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn a_pull_goes_on_while_one_caller_waits() {
+    let fixture = Fixture::new().await;
+    let (server, gate) = held_back(&Built::small("x")).await;
+    let first = start_pull(&fixture, &server);
+    blob_is_asked_for(&server).await;
+    let second = start_pull(&fixture, &server);
+    let mut third = Box::pin(fixture.images.pull(request(&server, "1")));
+    assert!(std::future::poll_fn(|context| Poll::Ready(third.as_mut().poll(context))).await.is_pending());
+    leave(first).await;
+    leave(second).await;
+    gate.add_permits(100);
+    third.await.unwrap();
+    assert_eq!(server.count("/blobs/"), 2, "all three shared one download");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn a_pull_that_nobody_waits_for_stops_and_leaves_nothing() {
+    let fixture = Fixture::new().await;
+    let layer = |name: &str| LayerBuilder::new().file(name, "x").build();
+    let (server, gate) = held_back(&Built::new(Family::Oci, &[layer("one"), layer("two")])).await;
+    let used = fixture.images.usage().used_bytes;
+    let caller = start_pull(&fixture, &server);
+    // The config and one of the layers.
+    gate.add_permits(2);
+    while std::fs::read_dir(fixture.store().join("layers")).unwrap().count() == 0 {
+        tokio::task::yield_now().await;
+    }
+    leave(caller).await;
+    nothing_remains(&fixture).await;
+    assert_eq!(fixture.images.usage().used_bytes, used);
     gate.add_permits(100);
     fixture.images.pull(request(&server, "1")).await.unwrap();
-    assert_eq!(server.count("/blobs/"), 2, "the retry joined the first caller's download");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn a_pull_asked_for_again_after_it_was_given_up_begins_anew() {
+    let fixture = Fixture::new().await;
+    let (server, gate) = held_back(&Built::small("x")).await;
+    let caller = start_pull(&fixture, &server);
+    blob_is_asked_for(&server).await;
+    leave(caller).await;
+    let again = start_pull(&fixture, &server);
+    gate.add_permits(100);
+    let id = again.await.unwrap().unwrap();
+    assert_eq!(fixture.images.list()[0].id, id);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn removing_a_name_stops_its_pull() {
+    let fixture = Fixture::new().await;
+    let (server, gate) = held_back(&Built::small("x")).await;
+    let caller = start_pull(&fixture, &server);
+    blob_is_asked_for(&server).await;
+    fixture.images.remove(&format!("{}/app:other", server.address)).await.unwrap();
+    assert!(!caller.is_finished());
+    fixture.images.remove(&format!("{}/app:1", server.address)).await.unwrap();
+    let error = caller.await.unwrap().unwrap_err();
+    assert!(matches!(cause(&error), ImageError::Removed { .. }), "{error}");
+    assert_eq!(error.kind(), ErrorKind::Cancelled);
+    fixture.assert_empty();
+    gate.add_permits(100);
+    fixture.images.pull(request(&server, "1")).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 8)]
