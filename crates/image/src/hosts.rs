@@ -6,14 +6,19 @@
 //! Read anew for every pull, so that a change needs no restart. Keys that this server does not know are skipped with a
 //! debug line: the file may serve containerd on the same machine as well.
 
+mod options;
+
 use std::fs;
 use std::io;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
+use hyper::header::HeaderMap;
 use toml::{Table, Value};
 
 use crate::error::ImageError;
+pub(crate) use options::Identity;
+use options::{headers, identities, strings};
 
 const FILE: &str = "hosts.toml";
 const API: &str = "/v2";
@@ -31,17 +36,21 @@ pub(crate) struct Endpoint {
     /// May say which digest a tag means.
     pub(crate) resolve: bool,
     pub(crate) trust: Trust,
+    /// Sent with every request to this server, and to no other.
+    pub(crate) headers: HeaderMap,
     /// Is the registry itself, so that credentials for the registry are for this server.
     pub(crate) is_registry: bool,
 }
 
-/// Whom to believe to be the server.
+/// Whom to believe to be the server, and who we are to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Trust {
     /// Files with authorities that count beside the system's.
     pub(crate) ca: Vec<PathBuf>,
     /// Believe anyone.
     pub(crate) skip_verify: bool,
+    /// Certificates to show when the server asks for one.
+    pub(crate) client: Vec<Identity>,
 }
 
 /// What is wrong with a `hosts.toml`.
@@ -130,6 +139,7 @@ impl Endpoint {
             pull: true,
             resolve: true,
             trust: Trust::default(),
+            headers: HeaderMap::new(),
             is_registry: true,
         }
     }
@@ -172,8 +182,14 @@ impl Endpoint {
         self.is_registry = true;
         self.pull |= server.pull;
         self.resolve |= server.resolve;
-        if self.trust == Trust::default() {
-            self.trust = server.trust;
+        if self.trust.ca.is_empty() && !self.trust.skip_verify {
+            (self.trust.ca, self.trust.skip_verify) = (server.trust.ca, server.trust.skip_verify);
+        }
+        if self.trust.client.is_empty() {
+            self.trust.client = server.trust.client;
+        }
+        if self.headers.is_empty() {
+            self.headers = server.headers;
         }
     }
 
@@ -195,6 +211,10 @@ impl Endpoint {
                     let paths = strings(&value).ok_or_else(|| wrong("ca"))?;
                     self.trust.ca = paths.into_iter().map(|path| directory.join(path)).collect();
                 }
+                "client" => {
+                    self.trust.client = identities(&value, directory).ok_or_else(|| wrong("client"))?;
+                }
+                "header" => self.headers = headers(&value).ok_or_else(|| wrong("header"))?,
                 _ => {
                     tracing::debug!(
                         op = "hosts",
@@ -211,14 +231,6 @@ impl Endpoint {
     }
 }
 
-fn strings(value: &Value) -> Option<Vec<&str>> {
-    match value {
-        Value::String(one) => Some(vec![one]),
-        Value::Array(many) => many.iter().map(Value::as_str).collect(),
-        _ => None,
-    }
-}
-
 /// Whether `host[:port]` is this machine's loopback interface.
 pub(crate) fn is_loopback(authority: &str) -> bool {
     let host = match authority.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
@@ -232,6 +244,7 @@ pub(crate) fn is_loopback(authority: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hyper::header::HeaderValue;
 
     fn read(text: &str) -> Result<Vec<Endpoint>, HostsError> {
         parse(text, Path::new("/certs"), "r.example:5000", Endpoint::of_registry("r.example:5000"))
@@ -293,6 +306,10 @@ mod tests {
         );
         assert_eq!(endpoints[1].trust.ca, [PathBuf::from("/certs/ca.crt")]);
         assert!(endpoints[3].trust.skip_verify && !endpoints[0].trust.skip_verify);
+        assert_eq!(
+            (&endpoints[1].headers["x"], endpoints[2].headers.len()),
+            (&HeaderValue::from_static("y"), 0)
+        );
     }
 
     #[test]
@@ -329,6 +346,8 @@ mod tests {
             "[host.\"https://a b\"]",
             "[host.\"https://user@host\"]",
             "[host.\"https://a\"]\nca = 3",
+            "client = [[]]",
+            "header = 1",
             "host.x = 1",
             "skip_verify = \"yes\"",
             "= =",

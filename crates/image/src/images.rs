@@ -13,7 +13,7 @@ use crate::error::ImageError;
 use crate::pull::{InFlight, LayerLocks, PullRequest};
 use crate::record::{ImageRecord, Rootfs};
 use crate::reference::Reference;
-use crate::registry::Roots;
+use crate::registry::Environment;
 use crate::source::ImageSource;
 use crate::store::{Store, StoreUsage};
 
@@ -42,7 +42,7 @@ pub struct Images {
 pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
     pub(crate) registry_config_dir: Option<PathBuf>,
-    pub(crate) roots: Roots,
+    pub(crate) environment: Environment,
     pub(crate) downloads: Semaphore,
     pub(crate) layer_locks: LayerLocks,
     pub(crate) in_flight: InFlight,
@@ -65,7 +65,7 @@ impl Images {
             shared: Arc::new(Shared {
                 store,
                 registry_config_dir,
-                roots: Roots::default(),
+                environment: Environment::of_process(),
                 downloads: Semaphore::new(parallel),
                 layer_locks: LayerLocks::default(),
                 in_flight: InFlight::default(),

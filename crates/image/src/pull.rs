@@ -108,7 +108,7 @@ impl Shared {
         blocking(&self.tasks, move || {
             let directory = shared.registry_config_dir.as_deref();
             let endpoints = crate::hosts::endpoints(pull.reference.registry(), directory)?;
-            Session::new(&pull.reference, endpoints, &pull.credentials, &shared.roots)
+            Session::new(&pull.reference, endpoints, &pull.credentials, &shared.environment)
         })
         .await
     }

@@ -4,6 +4,7 @@
 //! * What is returned has the digest that was asked for.
 //! * Credentials go to the registry itself and to the token server it names, never to a mirror or a redirect's target.
 //! * A server that cannot be reached is asked once per pull; the others are tried in their order.
+//! * What `hosts.toml` wants to be sent in headers goes to that server alone, a proxy's password to that proxy alone.
 //! * When all fail, the error is that of the registry itself, and its refusal rather than an unreachable server.
 //! * A blob goes on where it stopped when the connection is cut, as long as every attempt brings something.
 
@@ -11,9 +12,12 @@ mod answer;
 mod blob;
 mod challenge;
 mod client;
+mod connect;
+mod proxy;
 mod tls;
 mod token;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -29,7 +33,8 @@ use crate::manifest;
 use crate::reference::Reference;
 pub(crate) use blob::Sink;
 use client::Client;
-pub(crate) use tls::Roots;
+use proxy::Proxies;
+use tls::Roots;
 
 /// Attempts at a request that the server refuses for the moment (429, 5xx), and the pause before the second.
 const BUSY_ATTEMPTS: u32 = 3;
@@ -38,6 +43,19 @@ const BUSY_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// How long a server may take to begin its answer; a mirror has others behind it.
 const ANSWER_TIME: Duration = Duration::from_secs(30);
 const MIRROR_ANSWER_TIME: Duration = Duration::from_secs(10);
+
+/// What all pulls have in common: this machine's authorities, and the proxies that the environment names.
+#[derive(Debug)]
+pub(crate) struct Environment {
+    roots: Roots,
+    proxies: Arc<Proxies>,
+}
+
+impl Environment {
+    pub(crate) fn of_process() -> Self {
+        Self { roots: Roots::default(), proxies: Arc::new(Proxies::from_environment()) }
+    }
+}
 
 /// One pull's view of a repository.
 #[derive(Debug)]
@@ -110,9 +128,10 @@ impl Session {
         reference: &Reference,
         endpoints: Vec<Endpoint>,
         credentials: &Credentials,
-        roots: &Roots,
+        environment: &Environment,
     ) -> Result<Self, ImageError> {
-        let hosts = endpoints.into_iter().map(|endpoint| Host::new(reference, endpoint, credentials, roots));
+        let host = |endpoint| Host::new(reference, endpoint, credentials, environment);
+        let hosts = endpoints.into_iter().map(host);
         Ok(Self { reference: reference.clone(), hosts: hosts.collect::<Result<_, _>>()? })
     }
 
@@ -179,7 +198,7 @@ impl Host {
         reference: &Reference,
         endpoint: Endpoint,
         credentials: &Credentials,
-        roots: &Roots,
+        environment: &Environment,
     ) -> Result<Self, ImageError> {
         let credentials = if endpoint.is_registry { credentials.clone() } else { Credentials::Anonymous };
         let authorization = match &credentials {
@@ -189,7 +208,7 @@ impl Host {
         let query =
             if endpoint.is_registry { String::new() } else { format!("?ns={}", reference.registry()) };
         Ok(Self {
-            client: Client::new(&endpoint.trust, roots)?,
+            client: Client::new(&endpoint.trust, environment)?,
             endpoint,
             credentials,
             authorization: Mutex::new(authorization),
@@ -283,7 +302,7 @@ impl Host {
         offset: u64,
         authorization: Option<&HeaderValue>,
     ) -> Result<Response<Incoming>, Failure> {
-        let mut headers = hyper::HeaderMap::new();
+        let mut headers = self.endpoint.headers.clone();
         if let Some(accept) = accept {
             headers.insert(ACCEPT, HeaderValue::from_static(accept));
         }

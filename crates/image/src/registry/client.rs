@@ -1,28 +1,33 @@
 //! One server's HTTP client: redirects without credentials.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, USER_AGENT};
+use hyper::header::{
+    ACCEPT, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION, PROXY_AUTHORIZATION, RANGE, USER_AGENT,
+};
 use hyper::{Method, Request, Response, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client as HyperClient;
-use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 
-use super::Failure;
-use super::tls::{Roots, client_config};
+use super::connect::Connector;
+use super::proxy::Proxies;
+use super::tls::client_config;
+use super::{Environment, Failure};
 use crate::error::ImageError;
 use crate::hosts::{Trust, is_loopback};
 
-const CONNECT_TIME: Duration = Duration::from_secs(5);
 const MAX_REDIRECTS: usize = 10;
 const AGENT: &str = concat!("crimson/", env!("CARGO_PKG_VERSION"));
 
 #[derive(Clone)]
-pub(super) struct Client(HyperClient<HttpsConnector<HttpConnector>, Full<Bytes>>);
+pub(super) struct Client {
+    http: HyperClient<HttpsConnector<Connector>, Full<Bytes>>,
+    proxies: Arc<Proxies>,
+}
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -31,20 +36,18 @@ impl std::fmt::Debug for Client {
 }
 
 impl Client {
-    pub(super) fn new(trust: &Trust, roots: &Roots) -> Result<Self, ImageError> {
-        let mut tcp = HttpConnector::new();
-        tcp.enforce_http(false);
-        tcp.set_nodelay(true);
-        tcp.set_connect_timeout(Some(CONNECT_TIME));
+    pub(super) fn new(trust: &Trust, environment: &Environment) -> Result<Self, ImageError> {
+        let Environment { roots, proxies } = environment;
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(client_config(trust, roots)?)
             .https_or_http()
             .enable_http1()
-            .wrap_connector(tcp);
-        Ok(Self(HyperClient::builder(TokioExecutor::new()).build(connector)))
+            .wrap_connector(Connector::new(proxies, roots)?);
+        let http = HyperClient::builder(TokioExecutor::new()).build(connector);
+        Ok(Self { http, proxies: Arc::clone(proxies) })
     }
 
-    /// GET, following redirects. `Authorization` goes to the first server only.
+    /// GET, following redirects. Another server than the first is told what is wanted, and nothing else.
     pub(super) async fn follow(
         &self,
         url: &str,
@@ -57,7 +60,7 @@ impl Client {
                 return Ok(response);
             };
             if origin(&target) != origin(&uri) {
-                headers.remove(AUTHORIZATION);
+                headers = harmless(&headers);
             }
             uri = target;
         }
@@ -78,13 +81,29 @@ impl Client {
         mut headers: HeaderMap,
         body: Bytes,
     ) -> Result<Response<Incoming>, Failure> {
-        headers.insert(USER_AGENT, HeaderValue::from_static(AGENT));
+        headers.entry(USER_AGENT).or_insert(HeaderValue::from_static(AGENT));
+        if let Some(authorization) = self.proxy_authorization(&uri) {
+            headers.insert(PROXY_AUTHORIZATION, authorization);
+        }
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = method;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
-        self.0.request(request).await.map_err(|error| Failure::Unavailable(types::error::chain(&error)))
+        self.http.request(request).await.map_err(|error| Failure::Unavailable(types::error::chain(&error)))
     }
+
+    /// For the proxy that takes the whole request, as it does for HTTP only; it keeps the header to itself.
+    fn proxy_authorization(&self, uri: &Uri) -> Option<HeaderValue> {
+        let is_http = uri.scheme_str() == Some("http");
+        let proxy = is_http.then(|| self.proxies.proxy_for(uri)).and_then(Result::ok).flatten();
+        proxy.and_then(|proxy| proxy.authorization.clone())
+    }
+}
+
+/// The headers that say what is wanted.
+fn harmless(headers: &HeaderMap) -> HeaderMap {
+    let known = [ACCEPT, RANGE].into_iter();
+    known.filter_map(|name| headers.get(&name).map(|value| (name, value.clone()))).collect()
 }
 
 fn parse_uri(url: &str) -> Result<Uri, Failure> {

@@ -1,4 +1,4 @@
-//! TLS towards one server: whom to believe.
+//! TLS towards one server: whom to believe, and who we are.
 //!
 //! A certificate that is itself listed in `ca` is believed when its server shows it, also when it calls itself an
 //! authority (what `openssl req -x509` makes) or its issuer is not listed: the operator named this very server. Its
@@ -8,15 +8,16 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::client::{ResolvesClientCert, WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use rustls::server::ParsedCertificate;
+use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 
 use crate::error::ImageError;
-use crate::hosts::Trust;
+use crate::hosts::{Identity, Trust};
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -45,15 +46,59 @@ pub(super) fn client_config(trust: &Trust, roots: &Roots) -> Result<ClientConfig
     let builder = ClientConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
         .map_err(|error| ImageError::store("setting TLS up", std::io::Error::other(error)))?;
-    if trust.skip_verify {
-        let verifier = Arc::new(TrustAnyone(provider));
-        return Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth());
+    let identities = Identities::read(&trust.client, &provider)?;
+    let builder = if trust.skip_verify {
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(TrustAnyone(provider)))
+    } else if trust.ca.is_empty() {
+        builder.with_root_certificates(roots.store())
+    } else {
+        let verifier = Listed::new(trust, roots, provider)?;
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier))
+    };
+    Ok(builder.with_client_cert_resolver(Arc::new(identities)))
+}
+
+/// `client`: the certificates to show, in the file's order.
+#[derive(Debug)]
+struct Identities(Vec<Arc<CertifiedKey>>);
+
+impl Identities {
+    fn read(files: &[Identity], provider: &CryptoProvider) -> Result<Self, ImageError> {
+        let read = |Identity { certificate, key }: &Identity| {
+            let chain = read_certificates(certificate).map_err(unusable(certificate))?;
+            let key_in = PrivateKeyDer::from_pem_file(key).map_err(|error| unusable(key)(error.into()))?;
+            let certified = CertifiedKey::from_der(chain, key_in, provider);
+            certified.map(Arc::new).map_err(|error| unusable(key)(error.into()))
+        };
+        Ok(Self(files.iter().map(read).collect::<Result<_, _>>()?))
     }
-    if trust.ca.is_empty() {
-        return Ok(builder.with_root_certificates(roots.store()).with_no_client_auth());
+}
+
+/// Whether one of the chain's certificates was issued by one of the authorities that the server named.
+fn is_issued_by_any(identity: &CertifiedKey, authorities: &[&[u8]]) -> bool {
+    identity.cert.iter().any(|certificate| {
+        let Ok(certificate) = webpki::EndEntityCert::try_from(certificate) else { return false };
+        authorities.iter().any(|authority| is_name(authority, certificate.issuer()))
+    })
+}
+
+/// A name's content, behind its tag and length.
+fn is_name(whole: &[u8], content: &[u8]) -> bool {
+    const MAX_HEADER: usize = 4;
+    whole.ends_with(content) && whole.len() <= content.len() + MAX_HEADER
+}
+
+impl ResolvesClientCert for Identities {
+    /// One of an authority that the server named if there is one, else the first that it can check.
+    fn resolve(&self, authorities: &[&[u8]], schemes: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+        let mut usable = self.0.iter().filter(|identity| identity.key.choose_scheme(schemes).is_some());
+        let named = usable.clone().find(|identity| is_issued_by_any(identity, authorities));
+        named.or_else(|| usable.next()).cloned()
     }
-    let verifier = Arc::new(Listed::new(trust, roots, provider)?);
-    Ok(builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth())
+
+    fn has_certs(&self) -> bool {
+        !self.0.is_empty()
+    }
 }
 
 fn unusable(path: &Path) -> impl Fn(BoxError) -> ImageError {

@@ -7,6 +7,7 @@ mod corrupt;
 mod failures;
 mod fixture;
 mod mirrors;
+mod proxy;
 mod real_registry;
 mod registry;
 mod server;

@@ -117,3 +117,33 @@ async fn mistakes_in_the_configuration_are_named() {
     let error = fixture.pull_fails("registry.example/app:1").await;
     assert!(text(&error).contains("missing.pem"), "{}", text(&error));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn configured_headers_go_to_their_server_only() {
+    let fixture = Fixture::new().await;
+    let built = Built::small("x");
+    let (content, from_storage) = (Content::new(&built), Content::new(&built));
+    let storage = Server::start(move |request| from_storage.reply(request)).await;
+    let blobs = storage.address.clone();
+    let mirror = Server::start(move |request| {
+        if request.path().contains("/blobs/") {
+            return Reply::new(307).header("Location", format!("http://{blobs}{}", request.path()));
+        }
+        content.reply(request)
+    })
+    .await;
+    let hosts = format!(
+        "server = \"http://127.0.0.1:1\"\n[host.\"http://{0}\"]\n[host.\"http://{0}\".header]\n{1}\n{2}\n",
+        mirror.address, "X-Key = \"hunter2\"", "User-Agent = [\"own\"]"
+    );
+    fixture.write_hosts("registry.example", &hosts);
+    fixture.pull("registry.example/app:1").await.unwrap();
+    for request in mirror.requests() {
+        assert_eq!((request.header("x-key"), request.header("user-agent")), (Some("hunter2"), Some("own")));
+    }
+    assert!(storage.requests().len() >= 2);
+    for request in storage.requests() {
+        assert_eq!(request.header("x-key"), None);
+        assert_ne!(request.header("user-agent"), Some("own"));
+    }
+}

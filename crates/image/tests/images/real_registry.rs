@@ -153,7 +153,7 @@ async fn https_with_an_own_authority_and_a_password() {
     let built = Built::small("secret");
     Registry::start(directory, "plain", &Access::default()).push("private", "1", &built);
     let (certificate, key) = (directory.join("server.pem"), directory.join("server.key"));
-    let access = Access { tls: Some((&certificate, &key)), password: true };
+    let access = Access { tls: Some((&certificate, &key)), password: true, ..Access::default() };
     let registry = Registry::start(directory, "tls", &access);
     let reference = format!("{}/private:1", registry.address);
     let auth =

@@ -20,6 +20,8 @@ pub(crate) struct Registry {
 pub(crate) struct Access<'a> {
     /// Certificate and key files.
     pub(crate) tls: Option<(&'a Path, &'a Path)>,
+    /// The authority of the clients it serves; needs `tls`.
+    pub(crate) clients: Option<&'a Path>,
     /// Only `user` with the password `secret`.
     pub(crate) password: bool,
 }
@@ -105,6 +107,9 @@ fn configuration(directory: &Path, access: &Access<'_>) -> String {
     );
     if let Some((certificate, key)) = access.tls {
         text += &format!("  tls:\n    certificate: {}\n    key: {}\n", certificate.display(), key.display());
+    }
+    if let Some(authority) = access.clients {
+        text += &format!("    clientcas:\n      - {}\n", authority.display());
     }
     if access.password {
         let file = directory.join("htpasswd");

@@ -3,9 +3,12 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{
+    AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader,
+};
+use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
 
 use crate::builder::{Built, digest};
 
@@ -67,6 +70,14 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) async fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        Self::start_with(None, answer).await
+    }
+
+    /// Speaks TLS if it is given an acceptor.
+    pub(crate) async fn start_with(
+        tls: Option<TlsAcceptor>,
+        answer: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let seen = Arc::new(Mutex::new(Vec::new()));
@@ -75,8 +86,15 @@ impl Server {
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
                 let (answer, log, count) = (Arc::clone(&answer), Arc::clone(&log), Arc::clone(&count));
+                let tls = tls.clone();
                 tokio::spawn(async move {
-                    drop(serve(stream, &*answer, &log, &count).await);
+                    drop(match tls {
+                        None => serve(stream, &*answer, &log, &count).await,
+                        Some(tls) => match tls.accept(stream).await {
+                            Ok(stream) => serve(stream, &*answer, &log, &count).await,
+                            Err(error) => Err(error),
+                        },
+                    });
                 });
             }
         });
@@ -110,7 +128,7 @@ impl Drop for Server {
 }
 
 async fn serve(
-    stream: TcpStream,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
     answer: &(impl Fn(&Request) -> Reply + Send + Sync),
     log: &Mutex<Vec<Request>>,
     sent: &Mutex<usize>,
@@ -136,7 +154,7 @@ async fn serve(
     stream.shutdown().await
 }
 
-async fn read_request(stream: &mut BufReader<TcpStream>) -> std::io::Result<Option<Request>> {
+async fn read_request(stream: &mut (impl AsyncBufRead + Unpin)) -> std::io::Result<Option<Request>> {
     let mut line = String::new();
     stream.read_line(&mut line).await?;
     let mut words = line.split_whitespace();
