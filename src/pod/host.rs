@@ -18,9 +18,6 @@ pub trait Host: Send + Sync + std::fmt::Debug {
     /// The kernel's refusal; a missing namespace is none.
     fn remove_netns(&self, path: &Path) -> Result<(), StepError>;
 
-    /// Whether a live namespace is bound at `path`.
-    fn has_netns(&self, path: &Path) -> bool;
-
     /// Mounts a tmpfs for the pod's shared memory.
     ///
     /// # Errors
@@ -51,10 +48,6 @@ impl Host for Kernel {
 
     fn remove_netns(&self, path: &Path) -> Result<(), StepError> {
         Ok(sys::netns::remove(path)?)
-    }
-
-    fn has_netns(&self, path: &Path) -> bool {
-        sys::netns::is_namespace(path).unwrap_or(false)
     }
 
     fn mount_shm(&self, path: &Path, bytes: u64) -> Result<(), StepError> {
@@ -106,10 +99,6 @@ pub(super) mod fake {
         fn remove_netns(&self, path: &Path) -> Result<(), StepError> {
             self.netns.lock().unwrap().remove(path);
             Ok(())
-        }
-
-        fn has_netns(&self, path: &Path) -> bool {
-            self.netns.lock().unwrap().contains(path)
         }
 
         fn mount_shm(&self, path: &Path, _: u64) -> Result<(), StepError> {

@@ -17,6 +17,7 @@ use super::actor::{Actor, Message, Recovered, exits};
 use super::error::StepError;
 use super::phase::{ContainerPhase, SandboxPhase};
 use super::record::{ContainerRecord, Loaded, SandboxRecord, blocking, load};
+use super::run_sandbox::pause_id;
 use super::shared::Shared;
 use super::teardown::{self, Target};
 
@@ -122,7 +123,7 @@ impl Pods {
             // Nobody works on that stop any more: it is begun anew below, and a caller's joins it.
             record.phase = SandboxPhase::NotReady;
         }
-        let pause = ContainerId::parse(record.id.as_str()).ok().and_then(|id| known.get(&id));
+        let pause = known.get(&pause_id(&record));
         if record.phase == SandboxPhase::Ready && pause.is_none_or(|pause| pause.phase != Phase::Running) {
             record.phase = SandboxPhase::NotReady;
             record.pause_pid = None;

@@ -300,7 +300,7 @@ pub(super) async fn read_exit(layout: &Layout, id: &ContainerId) -> Option<ExitR
 
 fn read_exit_file(path: &Path) -> Option<ExitRecord> {
     let bytes = std::fs::read(path).ok()?;
-    match serde_json::from_slice(&bytes) {
+    match ExitRecord::from_json(&bytes) {
         Ok(record) => Some(record),
         Err(error) => {
             tracing::error!(path = %path.display(), %error, "an exit record cannot be read");
