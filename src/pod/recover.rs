@@ -222,17 +222,17 @@ async fn settle(
             container.started_at = exit.started_at;
             container.exit = Some(exits::exit_of(&exit));
         }
-        // Its start was interrupted before the program ran: it can be started again.
-        Some(_) => {
-            teardown::free_container(shared, &sandbox.handler, &container, monitor).await;
-            container.phase = ContainerPhase::Created;
-        }
         None if was_running => {
             let exit = teardown::read_exit(shared.layout(), &container.id).await;
             let exit = exit.map_or_else(|| exits::lost_exit(shared.now()), |exit| exits::exit_of(&exit));
             container.exit = Some(exit);
         }
-        None => container.phase = ContainerPhase::Created,
+        // It has never run, so it can be started. What an interrupted start has left would be in the way: a monitor
+        // does not list what its runtime is still creating.
+        Some(_) | None => {
+            teardown::free_container(shared, &sandbox.handler, &container, monitor).await;
+            container.phase = ContainerPhase::Created;
+        }
     }
     if container.exit.is_some() {
         container.phase = ContainerPhase::Exited;

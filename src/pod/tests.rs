@@ -430,6 +430,32 @@ async fn a_sandbox_half_made_is_gone_after_a_restart() {
     }
 }
 
+/// The OCI runtime of the dead daemon's start may still be at work when its successor asks.
+#[tokio::test(start_paused = true)]
+async fn a_start_cut_off_in_the_runtime_can_be_repeated_after_a_restart() {
+    let node = Node::new();
+    let pods = node.recovered().await;
+    let sandbox_id = pods.run_sandbox(sandbox("web")).await.unwrap();
+    let id = pods.create_container(sandbox_id.as_str(), container("c")).await.unwrap();
+    node.monitors.inject(Call::Create, Fault::Linger);
+    let starting = tokio::spawn({
+        let (pods, id) = (pods.clone(), id.clone());
+        async move { pods.start_container(id.as_str()).await }
+    });
+    while !node.monitors.calls().contains(&(Call::Create, id.to_string())) {
+        tokio::task::yield_now().await;
+    }
+    starting.abort();
+    drop(pods);
+    let pods = node.recovered().await;
+    assert_eq!(pods.container(id.as_str()).unwrap().state, ContainerState::Created);
+    pods.start_container(id.as_str()).await.unwrap();
+    assert_eq!(pods.container(id.as_str()).unwrap().state, ContainerState::Running);
+    pods.stop_sandbox(sandbox_id.as_str()).await.unwrap();
+    pods.remove_sandbox(sandbox_id.as_str()).await.unwrap();
+    assert_eq!(node.left(), Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn what_nobody_owns_is_swept_away() {
     let node = Node::new();

@@ -48,6 +48,9 @@ pub enum Fault {
     Refuse(Refusal),
     /// Nothing is done and no answer comes until the call's deadline.
     Hang,
+    /// At [`Call::Create`]: it goes on past the call's deadline. The container is there, is not listed, and goes by
+    /// [`Call::Delete`] only.
+    Linger,
     /// It is done, but the connection is lost before the answer.
     LoseAnswer,
     /// The monitor dies before it is done, its containers with it.
@@ -79,6 +82,8 @@ struct Container {
     request: CreateRequest,
     state: ContainerState,
     ignores_sigterm: bool,
+    /// Its `create` has not ended yet.
+    lingers: bool,
 }
 
 impl FakeMonitors {
@@ -180,6 +185,12 @@ impl FakeMonitors {
                 tokio::time::sleep(QUICK_CALL).await;
                 Err(MonitorError::TimedOut { call: name, after: QUICK_CALL })
             }
+            Some(Fault::Linger) => {
+                drop(action(&mut self.lock()));
+                self.lock().linger(about);
+                tokio::time::sleep(QUICK_CALL).await;
+                Err(MonitorError::TimedOut { call: name, after: QUICK_CALL })
+            }
             Some(Fault::LoseAnswer) => {
                 drop(action(&mut self.lock()));
                 self.lose(sandbox);
@@ -211,6 +222,11 @@ impl World {
 
     fn container(&mut self, id: &ContainerId) -> Option<&mut Container> {
         self.pods.values_mut().find_map(|pod| pod.containers.get_mut(id))
+    }
+
+    fn linger(&mut self, id: &str) {
+        let containers = self.pods.values_mut().flat_map(|pod| pod.containers.values_mut());
+        containers.filter(|it| it.request.container.as_str() == id).for_each(|it| it.lingers = true);
     }
 
     fn end(&mut self, id: &ContainerId, code: i32, signal: Option<i32>) -> bool {
@@ -267,7 +283,7 @@ impl World {
             dropped_log_lines: 0,
             started_at: Timestamp::UNSET,
         };
-        let container = Container { state, ignores_sigterm: false, request };
+        let container = Container { state, ignores_sigterm: false, lingers: false, request };
         pod.containers.insert(container.request.container.clone(), container);
         Ok(pid)
     }
@@ -438,6 +454,7 @@ impl Monitor for FakeMonitor {
                 .pod(&self.sandbox)?
                 .containers
                 .values()
+                .filter(|container| !container.lingers)
                 .map(|container| container.state.clone())
                 .collect())
         })
