@@ -5,6 +5,7 @@ use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -12,6 +13,11 @@ use super::{ListenError, at};
 
 /// Name of the file in the state directory.
 const NAME: &str = "crimson.lock";
+
+/// How long the lock of a dead daemon may linger, and how often it is tried meanwhile. A program that the daemon was about
+/// to start when it was killed has its descriptors until it is executed, the lock's among them.
+const LINGERING: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// A lock that lasts until its last clone is dropped or the process ends, however that happens. The file stays:
 /// removing it would let a third daemon lock a new file while a second one is about to lock the old.
@@ -21,18 +27,22 @@ pub struct StateLock {
 }
 
 impl StateLock {
-    /// Takes the lock of `state`, or says who has it.
+    /// Takes the lock of `state`, or says who has it. Blocks while a dead daemon's lock lingers.
     pub(super) fn acquire(state: &Path) -> Result<Self, ListenError> {
         let path = state.join(NAME);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(&path).map_err(at("opening", &path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                return Err(ListenError::StateInUse { state: state.to_owned(), pid: holder(&mut file) });
+        let deadline = Instant::now() + LINGERING;
+        while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            if error != rustix::io::Errno::WOULDBLOCK {
+                return Err(at("locking", &path)(error.into()));
             }
-            Err(error) => return Err(at("locking", &path)(error.into())),
+            let pid = holder(&mut file);
+            if Instant::now() >= deadline || pid.is_none_or(is_alive) {
+                return Err(ListenError::StateInUse { state: state.to_owned(), pid });
+            }
+            std::thread::sleep(PAUSE);
         }
         sign(&mut file).map_err(at("writing", &path))?;
         Ok(Self { _file: Arc::new(file) })
@@ -41,8 +51,13 @@ impl StateLock {
 
 fn holder(file: &mut File) -> Option<u32> {
     let mut text = String::new();
+    file.rewind().ok()?;
     file.read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
+}
+
+fn is_alive(pid: u32) -> bool {
+    i32::try_from(pid).is_ok_and(|pid| sys::pidfd::start_time(pid).is_ok())
 }
 
 fn sign(file: &mut File) -> std::io::Result<()> {

@@ -104,6 +104,26 @@ fn a_second_daemon_is_refused_by_the_lock_and_names_the_first() {
     StdUnixStream::connect(place.socket()).unwrap();
 }
 
+/// A child that a killed daemon had forked and not yet executed holds its descriptors a moment longer.
+#[test]
+fn the_lingering_lock_of_a_dead_daemon_is_waited_for() {
+    let place = Place::new();
+    fs::create_dir(place.state()).unwrap();
+    let mut dead = std::process::Command::new("true").spawn().unwrap();
+    let pid = dead.id();
+    dead.wait().unwrap();
+    let file = fs::File::create(place.state().join("crimson.lock")).unwrap();
+    file.lock().unwrap();
+    fs::write(place.state().join("crimson.lock"), format!("{pid}\n")).unwrap();
+    std::thread::scope(|threads| {
+        let opening = threads.spawn(|| place.open());
+        std::thread::sleep(std::time::Duration::from_millis(50));
+        assert!(!opening.is_finished(), "it waits");
+        drop(file);
+        opening.join().unwrap().unwrap();
+    });
+}
+
 #[test]
 fn a_live_server_of_another_state_directory_keeps_its_socket() {
     let place = Place::new();
