@@ -1,6 +1,6 @@
 //! A pod's network as the CNI driver wants it described.
 
-use cni::{Attachment, Bandwidth, Dns, PodNetwork, PortMapping, Protocol};
+use cni::{Attachment, Bandwidth, Dns, PodNetwork};
 
 use super::error::PodError;
 use super::record::SandboxRecord;
@@ -30,25 +30,12 @@ pub(super) fn describe(record: &SandboxRecord) -> PodNetwork {
         namespace: request.namespace().to_owned(),
         uid: request.uid().to_owned(),
         netns: record.netns.clone(),
-        port_mappings: request.port_mappings().into_iter().filter_map(port_mapping).collect(),
+        port_mappings: request.port_mappings(),
         bandwidth: Bandwidth::from_annotations(&annotations).ok().flatten(),
         dns: dns(record),
         cgroup_parent: request.cgroup_parent().unwrap_or_default().to_owned(),
         annotations,
     }
-}
-
-fn port_mapping(mapping: spec::PortMapping) -> Option<PortMapping> {
-    Some(PortMapping {
-        protocol: match mapping.protocol {
-            spec::Protocol::Tcp => Protocol::Tcp,
-            spec::Protocol::Udp => Protocol::Udp,
-            spec::Protocol::Sctp => Protocol::Sctp,
-        },
-        container_port: mapping.container_port,
-        host_port: mapping.host_port,
-        host_ip: mapping.host_ip,
-    })
 }
 
 fn dns(record: &SandboxRecord) -> Dns {

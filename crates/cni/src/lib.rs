@@ -56,4 +56,4 @@ pub use config::CniConfig;
 pub use driver::Cni;
 pub use error::CniError;
 pub use network::{Attachment, Network, NetworkStatus};
-pub use pod::{Dns, PodNetwork, PortMapping, Protocol};
+pub use pod::{Dns, PodNetwork};

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use types::SandboxId;
+use types::{PortMapping, SandboxId};
 
 use crate::bandwidth::Bandwidth;
 
@@ -35,44 +35,6 @@ pub struct PodNetwork {
     pub cgroup_parent: String,
     /// The pod's annotations, for plugins that ask for them.
     pub annotations: BTreeMap<String, String>,
-}
-
-/// One port of the host that leads to a port of the pod.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PortMapping {
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// Port inside the pod.
-    pub container_port: u16,
-    /// Port of the host; 0 means that the port is not mapped and plugins do not hear of it.
-    pub host_port: u16,
-    /// Address of the host to bind, empty for all.
-    pub host_ip: String,
-}
-
-/// Transport protocol of a port mapping.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Protocol {
-    /// TCP, what Kubernetes means when it says nothing.
-    #[default]
-    Tcp,
-    /// UDP.
-    Udp,
-    /// SCTP.
-    Sctp,
-}
-
-impl Protocol {
-    /// The name plugins know it by.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Sctp => "sctp",
-        }
-    }
 }
 
 /// Resolver settings, for plugins that configure a resolver.

@@ -4,9 +4,10 @@
 //! may do work for nothing.
 
 use serde_json::{Map, Value, json};
+use types::PortMapping;
 
 use crate::list::Plugin;
-use crate::pod::{PodNetwork, PortMapping};
+use crate::pod::PodNetwork;
 
 /// The settings of one pod, by capability.
 #[derive(Debug, Clone, Default)]
@@ -54,8 +55,8 @@ fn port_mapping(port: &PortMapping) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pod::Protocol;
     use crate::{Bandwidth, testing};
+    use types::Protocol;
 
     fn rich_pod() -> PodNetwork {
         let mut pod = testing::pod(1);

@@ -13,11 +13,11 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use cni::{Bandwidth, Cni, CniConfig, CniError, Dns, Network, PodNetwork, PortMapping, Protocol};
+use cni::{Bandwidth, Cni, CniConfig, CniError, Dns, Network, PodNetwork};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use types::SandboxId;
+use types::{PortMapping, Protocol, SandboxId};
 
 /// Where Debian keeps the plugins; `/opt/cni/bin` is where everybody else does.
 const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];

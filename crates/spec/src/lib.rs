@@ -45,8 +45,8 @@ pub use identity::{Identity, IdentityRequest};
 pub use place::{ContainerPlace, DeviceKind, ResolvedDevice, ResolvedMount, SandboxPlace};
 pub use process::process_spec;
 pub use request::{
-    ContainerRequest, DeviceRequest, Dns, ImageMount, MountRequest, PidMode, PodKey, PortMapping,
-    Propagation, Protocol, ResourcesUpdate, SandboxRequest,
+    ContainerRequest, DeviceRequest, Dns, ImageMount, MountRequest, PidMode, PodKey, Propagation,
+    ResourcesUpdate, SandboxRequest,
 };
 pub use resources::linux_resources;
 pub use sandbox::sandbox_spec;

@@ -41,42 +41,6 @@ pub struct Dns<'a> {
     pub options: &'a [String],
 }
 
-/// Transport protocol of a port mapping.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// TCP.
-    Tcp,
-    /// UDP.
-    Udp,
-    /// SCTP.
-    Sctp,
-}
-
-impl Protocol {
-    /// As CNI spells it.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Udp => "udp",
-            Self::Sctp => "sctp",
-        }
-    }
-}
-
-/// One port of the pod that is to be reachable on the host. A mapping with host port 0 asks for nothing.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PortMapping {
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// Port inside the pod.
-    pub container_port: u16,
-    /// Port on the host; 0 means none.
-    pub host_port: u16,
-    /// Address on the host; empty means all.
-    pub host_ip: String,
-}
-
 /// Whose process ids a container sees.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PidMode {

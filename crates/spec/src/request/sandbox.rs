@@ -5,8 +5,9 @@ use std::net::IpAddr;
 
 use cri_api::v1;
 use prost::Message;
+use types::{PortMapping, Protocol};
 
-use super::{Dns, PidMode, PodKey, PortMapping, Protocol, checks};
+use super::{Dns, PidMode, PodKey, checks};
 use crate::error::SpecError;
 use crate::{seccomp, selinux, sysctl, userns};
 

@@ -1,12 +1,10 @@
 use cri_api::v1;
 use proptest::prelude::*;
 use prost::Message;
-use types::{ErrorKind, Kind};
+use types::{ErrorKind, Kind, Protocol};
 
 use crate::fixtures::{container, facts, mount, pod, pod_namespaces, pod_security, resources, security};
-use crate::{
-    ContainerRequest, PidMode, Protocol, ResourcesUpdate, SandboxRequest, SpecError, linux_resources,
-};
+use crate::{ContainerRequest, PidMode, ResourcesUpdate, SandboxRequest, SpecError, linux_resources};
 
 fn sandbox(config: v1::PodSandboxConfig) -> Result<SandboxRequest, SpecError> {
     SandboxRequest::parse(config, "runc".into())
