@@ -36,6 +36,23 @@ const NETWORK_WAIT: Duration = Duration::from_secs(8);
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 const SIGKILL: i32 = 9;
 
+/// The growing pause between repetitions.
+#[derive(Debug)]
+struct Pause(Duration);
+
+impl Default for Pause {
+    fn default() -> Self {
+        Self(RETRY.0)
+    }
+}
+
+impl Pause {
+    async fn wait(&mut self) {
+        tokio::time::sleep(self.0).await;
+        self.0 = (self.0 * 2).min(RETRY.1);
+    }
+}
+
 /// A pod to be torn down.
 #[derive(Debug, Clone)]
 pub(super) struct Target {
@@ -248,15 +265,14 @@ async fn release_network(shared: &Arc<Shared>, record: &SandboxRecord) -> Option
 /// Repeats the network's teardown with a growing pause, then removes the namespace.
 async fn detach_until_done(shared: &Arc<Shared>, pod: cni::PodNetwork, netns: PathBuf) {
     let begun = Instant::now();
-    let mut pause = RETRY.0;
+    let mut pause = Pause::default();
     while let Err(error) = shared.drivers.network.teardown(&pod).await {
         let error = types::error::chain(&error);
         tracing::warn!(pod.id = %pod.sandbox, error, "the network could not be detached; trying again");
         if begun.elapsed() > NETNS_WAIT {
             remove_netns(shared, &netns).await;
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(RETRY.1);
+        pause.wait().await;
     }
     remove_netns(shared, &netns).await;
 }
@@ -313,13 +329,12 @@ fn read_exit_file(path: &Path) -> Option<ExitRecord> {
 pub(super) fn retry_removal(shared: &Arc<Shared>, target: Target) {
     let worker = Arc::clone(shared);
     shared.tasks.spawn(async move {
-        let mut pause = RETRY.0;
+        let mut pause = Pause::default();
         loop {
-            tokio::time::sleep(pause).await;
+            pause.wait().await;
             if remove(&worker, &target).await.is_ok() {
                 return;
             }
-            pause = (pause * 2).min(RETRY.1);
         }
     });
 }
