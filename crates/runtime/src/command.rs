@@ -98,6 +98,12 @@ impl RuntimeCommand {
             .0
     }
 
+    /// Changes the limits of a container to those in `resources`, a file with the OCI `linux.resources` object.
+    #[must_use]
+    pub fn update(&self, id: &str, resources: &Path, log: &Path) -> Vec<OsString> {
+        self.logged(log).word("update").option("--resources", resources).word(id).0
+    }
+
     /// Sends a signal to the init.
     #[must_use]
     pub fn kill(&self, id: &str, signal: i32, log: &Path) -> Vec<OsString> {
@@ -173,6 +179,8 @@ mod tests {
         check(&runtime.kill("c", 15, log), &format!("{global} kill c 15"));
         check(&runtime.delete("c", log), &format!("{global} delete --force c"));
         check(&runtime.state("c", log), &format!("{global} state c"));
+        let resources = Path::new("/b/r.json");
+        check(&runtime.update("c", resources, log), &format!("{global} update --resources /b/r.json c"));
     }
 
     #[test]

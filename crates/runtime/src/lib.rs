@@ -5,12 +5,21 @@
 //!
 //! * [`RuntimeCommand`] — the arguments of each command;
 //! * [`error_text`] — what went wrong, in one clean sentence, from the runtime's log;
-//! * `probe` (feature `probe`) — which runtimes are there, what they are, and whether they can make a container here.
+//! * `probe` (feature `probe`) — which runtimes are there, what they are, and whether they can make a container here;
+//! * `update` (feature `probe`) — changing the limits of a running container.
 
 mod command;
 mod error_log;
 #[cfg(feature = "probe")]
 pub mod probe;
+#[cfg(feature = "probe")]
+mod run;
+#[cfg(feature = "probe")]
+mod update;
 
 pub use command::{Create, Exec, RuntimeCommand};
 pub use error_log::error_text;
+#[cfg(feature = "probe")]
+pub use run::RuntimeError;
+#[cfg(feature = "probe")]
+pub use update::{UPDATE_ATTEMPTS, update};

@@ -6,17 +6,13 @@
 //!
 //! Everything here blocks.
 
-mod run;
-
 use std::ffi::OsStr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use types::{ErrorKind, Kind};
-
+use crate::run::{KILL, RuntimeError, Step, run};
 use crate::{Create, RuntimeCommand};
-use run::{Step, run};
 
 /// How long asking a runtime for its version or features may take.
 pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -24,54 +20,6 @@ pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Where runtimes are looked for after the directories of PATH.
 const USUAL_PLACES: &[&str] =
     &["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
-
-/// Why a runtime cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum ProbeError {
-    /// It could not be started.
-    #[error("OCI runtime {} cannot be run", path.display())]
-    Run {
-        /// The runtime.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: sys::spawn::SpawnError,
-    },
-    /// It reported an error.
-    #[error("OCI runtime {} failed to {step}: {message}", path.display())]
-    Failed {
-        /// The runtime.
-        path: PathBuf,
-        /// What it was to do.
-        step: &'static str,
-        /// Its own words.
-        message: String,
-    },
-    /// It did not end.
-    #[error("OCI runtime {} did not {step} in time", path.display())]
-    TimedOut {
-        /// The runtime.
-        path: PathBuf,
-        /// What it was to do.
-        step: &'static str,
-    },
-    /// The host did not let us try.
-    #[error("preparing to try an OCI runtime")]
-    Prepare(#[source] sys::FileError),
-    /// The host did not let us try.
-    #[error("watching an OCI runtime")]
-    Watch(#[source] std::io::Error),
-}
-
-impl Kind for ProbeError {
-    fn kind(&self) -> ErrorKind {
-        match self {
-            Self::Run { .. } | Self::Failed { .. } => ErrorKind::FailedPrecondition,
-            Self::TimedOut { .. } => ErrorKind::DeadlineExceeded,
-            Self::Prepare(_) | Self::Watch(_) => ErrorKind::Internal,
-        }
-    }
-}
 
 /// The first program called `name` in the directories of `search` (the form of PATH) and the usual places.
 #[must_use]
@@ -88,8 +36,8 @@ fn is_program(path: &Path) -> bool {
 /// The first line that the runtime prints for `--version`, such as `runc version 1.1.5`.
 ///
 /// # Errors
-/// [`ProbeError`] naming the runtime.
-pub fn version(runtime: &RuntimeCommand) -> Result<String, ProbeError> {
+/// [`RuntimeError`] naming the runtime.
+pub fn version(runtime: &RuntimeCommand) -> Result<String, RuntimeError> {
     let printed =
         run(runtime, &runtime.version(), Step::new("tell its version", Instant::now() + QUESTION_TIMEOUT))?;
     let text = String::from_utf8_lossy(&printed);
@@ -99,12 +47,12 @@ pub fn version(runtime: &RuntimeCommand) -> Result<String, ProbeError> {
 /// The runtime's OCI features structure, raw; `None` for a runtime that has no such command.
 ///
 /// # Errors
-/// [`ProbeError`] naming the runtime.
-pub fn features(runtime: &RuntimeCommand) -> Result<Option<serde_json::Value>, ProbeError> {
+/// [`RuntimeError`] naming the runtime.
+pub fn features(runtime: &RuntimeCommand) -> Result<Option<serde_json::Value>, RuntimeError> {
     match run(runtime, &runtime.features(), Step::new("tell its features", Instant::now() + QUESTION_TIMEOUT))
     {
         Ok(printed) => Ok(serde_json::from_slice(&printed).ok()),
-        Err(ProbeError::Failed { .. }) => Ok(None),
+        Err(RuntimeError::Failed { .. }) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -112,8 +60,8 @@ pub fn features(runtime: &RuntimeCommand) -> Result<Option<serde_json::Value>, P
 /// Makes and deletes a container with this runtime, in a directory of its own beneath `scratch`. Its `root` is not used.
 ///
 /// # Errors
-/// [`ProbeError`] with the runtime's own reason. Nothing is left behind in any case.
-pub fn probe(runtime: &RuntimeCommand, scratch: &Path, limit: Duration) -> Result<(), ProbeError> {
+/// [`RuntimeError`] with the runtime's own reason. Nothing is left behind in any case.
+pub fn probe(runtime: &RuntimeCommand, scratch: &Path, limit: Duration) -> Result<(), RuntimeError> {
     let id = format!("crimson-probe-{}", types::id::hex(&sys::random::bytes::<16>()));
     let dir = scratch.join(&id);
     let trial = Trial {
@@ -138,8 +86,8 @@ struct Trial {
 }
 
 impl Trial {
-    fn create(&self, deadline: Instant) -> Result<(), ProbeError> {
-        self.write_bundle().map_err(ProbeError::Prepare)?;
+    fn create(&self, deadline: Instant) -> Result<(), RuntimeError> {
+        self.write_bundle().map_err(RuntimeError::Prepare)?;
         let create = Create {
             id: &self.id,
             bundle: &self.dir,
@@ -151,7 +99,7 @@ impl Trial {
         run(&self.runtime, &self.runtime.create(&create), step).map(drop)
     }
 
-    fn delete(&self, deadline: Instant) -> Result<(), ProbeError> {
+    fn delete(&self, deadline: Instant) -> Result<(), RuntimeError> {
         let step = Step { log: Some(&self.log), ..Step::new("delete a container", deadline) };
         run(&self.runtime, &self.runtime.delete(&self.id, &self.log), step).map(drop)
     }
@@ -196,8 +144,6 @@ impl Trial {
         hierarchies.map(|mount| mount.mount_point.join(&self.id)).collect()
     }
 }
-
-const KILL: i32 = 9;
 
 /// The least that both runtimes take for a container. runc makes a missing `/dev` itself, crun refuses. crun up to 1.21
 /// crashes with the systemd driver where no resources are named.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use runtime::RuntimeCommand;
-use runtime::probe::{ProbeError, features, find, probe, version};
+use runtime::probe::{features, find, probe, version};
+use runtime::{RuntimeCommand, RuntimeError};
 
 /// One test at a time: while one writes its script, a program that another starts would hold the script open for writing
 /// until its exec, and the script could not be run ("text file busy").
@@ -78,7 +78,7 @@ fn a_runtime_that_refuses_is_quoted() {
     let runtime = script(scratch.path(), log);
     let error = probe(&runtime, scratch.path(), LIMIT).unwrap_err();
     assert!(
-        matches!(&error, ProbeError::Failed { step: "create a container", message, .. } if message == "no cgroups today"),
+        matches!(&error, RuntimeError::Failed { step: "create a container", message, .. } if message == "no cgroups today"),
         "{error}"
     );
     assert_nothing_left(scratch.path(), &[runtime.path]);
@@ -91,7 +91,7 @@ fn a_runtime_that_hangs_is_ended_at_the_deadline_with_its_children() {
     let runtime = script(scratch.path(), "sleep 1000 & wait");
     let begin = Instant::now();
     let error = probe(&runtime, scratch.path(), Duration::from_millis(200)).unwrap_err();
-    assert!(matches!(error, ProbeError::TimedOut { .. }), "{error}");
+    assert!(matches!(error, RuntimeError::TimedOut { .. }), "{error}");
     assert!(begin.elapsed() < Duration::from_secs(10));
     assert_nothing_left(scratch.path(), &[runtime.path]);
 }
