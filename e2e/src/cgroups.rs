@@ -1,20 +1,24 @@
-//! The cgroups of one run: `/crimson-e2e-<token>` in every hierarchy, parent of all its pods as the kubelet's `kubepods` is.
+//! The cgroups of one run: `/crimson-e2e-<token>` in every hierarchy, or `crimsone2e<token>.slice` with the systemd driver,
+//! parent of all its pods as the kubelet's `kubepods` is.
 //!
 //! The value removes them again when dropped, deepest first, after killing what still runs inside.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use rustix::process::Signal;
 
-use crate::{Result, process};
+use crate::{CgroupDriver, Result, process};
 
 /// The run's subtree in every cgroup hierarchy of the host.
 #[derive(Debug)]
 pub(crate) struct Cgroups {
-    name: String,
+    driver: CgroupDriver,
+    /// The name of the run's own cgroup, of a slice without its ending.
+    stem: String,
     hierarchies: Vec<PathBuf>,
 }
 
@@ -22,28 +26,53 @@ impl Cgroups {
     /// Creates the run's parent cgroup wherever the host allows it.
     pub(crate) fn create(token: &str) -> Result<Self> {
         let table = fs::read_to_string("/proc/self/mountinfo").context("reading the mount table")?;
-        let cgroups = Self { name: format!("crimson-e2e-{token}"), hierarchies: hierarchies(&table) };
-        for hierarchy in &cgroups.hierarchies {
-            let parent = hierarchy.join(&cgroups.name);
-            fs::create_dir_all(&parent).with_context(|| format!("creating cgroup {}", parent.display()))?;
-            delegate(hierarchy, &parent);
+        let driver = CgroupDriver::asked_for();
+        let stem = match driver {
+            CgroupDriver::Cgroupfs => format!("crimson-e2e-{token}"),
+            CgroupDriver::Systemd => format!("crimsone2e{token}"),
+        };
+        let cgroups = Self { driver, stem, hierarchies: hierarchies(&table) };
+        match driver {
+            CgroupDriver::Cgroupfs => cgroups.make_directories()?,
+            CgroupDriver::Systemd => drop(systemctl(&["start", &format!("{}.slice", cgroups.stem)])?),
         }
         Ok(cgroups)
     }
 
+    fn make_directories(&self) -> Result {
+        for (hierarchy, parent) in self.hierarchies.iter().zip(self.directories()) {
+            fs::create_dir_all(&parent).with_context(|| format!("creating cgroup {}", parent.display()))?;
+            delegate(hierarchy, &parent);
+        }
+        Ok(())
+    }
+
+    /// The run's own cgroup in each hierarchy.
+    fn directories(&self) -> Vec<PathBuf> {
+        let name = match self.driver {
+            CgroupDriver::Cgroupfs => self.stem.clone(),
+            CgroupDriver::Systemd => format!("{}.slice", self.stem),
+        };
+        self.hierarchies.iter().map(|hierarchy| hierarchy.join(&name)).collect()
+    }
+
     /// The value of `cgroup_parent` for a pod of this run.
     pub(crate) fn pod_parent(&self, uid: &str) -> String {
-        format!("/{}/pod{uid}", self.name)
+        match self.driver {
+            CgroupDriver::Cgroupfs => format!("/{}/pod{uid}", self.stem),
+            // A dash in the name of a slice leads one slice deeper.
+            CgroupDriver::Systemd => format!("{}-pod{}.slice", self.stem, uid.replace('-', "_")),
+        }
     }
 
     /// Every cgroup of this host that belongs to the run or names one of the given ids, as paths; a pod's own parent does
-    /// not count, since it is the kubelet's to remove.
+    /// not count, since it is the kubelet's to remove. A slice that nobody but the daemon had made does.
     pub(crate) fn of_run(&self, ids: &[String]) -> Vec<String> {
+        let depth = if self.driver == CgroupDriver::Cgroupfs { 2 } else { 1 };
         let mut found = Vec::new();
-        for hierarchy in &self.hierarchies {
-            let mine = hierarchy.join(&self.name);
+        for (hierarchy, mine) in self.hierarchies.iter().zip(self.directories()) {
             walk(hierarchy, &mut |dir| {
-                let in_run = dir.strip_prefix(&mine).is_ok_and(|rest| rest.components().count() > 1);
+                let in_run = dir.strip_prefix(&mine).is_ok_and(|rest| rest.components().count() >= depth);
                 let text = dir.to_string_lossy();
                 if in_run || ids.iter().any(|id| text.contains(id.as_str())) {
                     found.push(text.into_owned());
@@ -52,14 +81,47 @@ impl Cgroups {
         }
         found
     }
+
+    /// Every unit that systemd has loaded for the run or for one of the given ids, but for the run's own slice.
+    pub(crate) fn units_of_run(&self, ids: &[String]) -> Result<Vec<String>> {
+        if self.driver == CgroupDriver::Cgroupfs {
+            return Ok(Vec::new());
+        }
+        let listed = systemctl(&["list-units", "--all", "--full", "--plain", "--no-legend"])?;
+        let own = format!("{}.slice", self.stem);
+        let of_run = |unit: &&str| {
+            *unit != own && (unit.contains(&self.stem) || ids.iter().any(|id| unit.contains(id.as_str())))
+        };
+        Ok(listed
+            .lines()
+            .filter_map(|line| line.split_whitespace().next())
+            .filter(of_run)
+            .map(str::to_owned)
+            .collect())
+    }
+
+    /// Whether a process is in a cgroup of the run.
+    pub(crate) fn holds(&self, pid: u32) -> bool {
+        fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|text| text.contains(&self.stem))
+    }
 }
 
 impl Drop for Cgroups {
     fn drop(&mut self) {
-        for hierarchy in &self.hierarchies {
-            remove(&hierarchy.join(&self.name));
+        for directory in self.directories() {
+            remove(&directory);
+        }
+        if self.driver == CgroupDriver::Systemd {
+            // Nothing runs in it any more; systemd need not be waited for.
+            drop(systemctl(&["stop", "--no-block", &format!("{}.slice", self.stem)]));
         }
     }
+}
+
+fn systemctl(args: &[&str]) -> Result<String> {
+    let output = Command::new("systemctl").args(args).output().context("running systemctl")?;
+    ensure!(output.status.success(), "systemctl {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
 /// The mount points of all cgroup file systems, from a mount table.

@@ -1,9 +1,8 @@
 //! The CRI client: thin wrappers that turn one call into one line of a test and remember the ids they were given.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
 
 use anyhow::Context;
 use hyper_util::rt::TokioIo;
@@ -21,7 +20,7 @@ use crate::{ContainerSpec, PodSpec, Result};
 pub(crate) type Reply<T> = std::result::Result<T, Status>;
 
 /// After how long an unanswered call is given up.
-const CALL_LIMIT: Duration = Duration::from_secs(45);
+const CALL_LIMIT_SECONDS: u64 = 45;
 
 /// A connection to a CRI server.
 #[derive(Debug, Clone)]
@@ -59,7 +58,7 @@ impl Cri {
             async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
         });
         // No call of a test takes this long: one that hangs becomes an error with the daemon's log beside it.
-        let endpoint = Endpoint::try_from("http://localhost")?.timeout(CALL_LIMIT);
+        let endpoint = Endpoint::try_from("http://localhost")?.timeout(crate::patience(CALL_LIMIT_SECONDS));
         let channel = endpoint.connect_with_connector(connector).await;
         let channel = channel.with_context(|| format!("connecting to {}", socket.display()))?;
         Ok(Self { channel, seen: Arc::default() })
@@ -105,6 +104,8 @@ impl Cri {
         runtime.stop_container(StopContainerRequest) -> StopContainerResponse;
         /// RuntimeService.RemoveContainer
         runtime.remove_container(RemoveContainerRequest) -> RemoveContainerResponse;
+        /// RuntimeService.UpdateContainerResources
+        runtime.update_container_resources(UpdateContainerResourcesRequest) -> UpdateContainerResourcesResponse;
         /// RuntimeService.ListContainers
         runtime.list_containers(ListContainersRequest) -> ListContainersResponse;
         /// RuntimeService.ContainerStatus
@@ -265,6 +266,20 @@ impl Cri {
             .ok_or_else(|| Status::internal("an answer without status"))
     }
 
+    /// The first process of a running container, as the host numbers it.
+    pub async fn container_pid(&self, id: &str) -> Result<u32> {
+        let request = ContainerStatusRequest { container_id: id.to_owned(), verbose: true };
+        let info = self.container_status(request).await?.info;
+        pid_in(&info).with_context(|| format!("container {id} has no process: {info:?}"))
+    }
+
+    /// The pause process of a pod, as the host numbers it.
+    pub async fn pause_pid(&self, id: &str) -> Result<u32> {
+        let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
+        let info = self.pod_sandbox_status(request).await?.info;
+        pid_in(&info).with_context(|| format!("pod {id} has no process: {info:?}"))
+    }
+
     /// All containers.
     pub async fn all_containers(&self) -> Reply<Vec<Container>> {
         self.list_containers(ListContainersRequest::default()).await.map(|it| it.containers)
@@ -301,6 +316,12 @@ impl Cri {
         anyhow::ensure!(output.exit_code == 0, "`{line}` ended with {}: {stdout}{stderr}", output.exit_code);
         Ok(stdout.trim_end().to_owned())
     }
+}
+
+/// The process id in what a verbose status tells.
+fn pid_in(info: &HashMap<String, String>) -> Option<u32> {
+    let info: serde_json::Value = serde_json::from_str(info.get("info")?).ok()?;
+    u32::try_from(info["pid"].as_u64()?).ok().filter(|pid| *pid > 0)
 }
 
 /// An image reference as CRI carries it.

@@ -22,7 +22,9 @@ pub struct ContainerSpec {
 }
 
 impl PodSpec {
-    pub(crate) fn new(name: &str, uid: &str, cgroup_parent: String, log_directory: &Path) -> Self {
+    /// A pod as the kubelet would ask for it.
+    #[must_use]
+    pub fn new(name: &str, uid: &str, cgroup_parent: String, log_directory: &Path) -> Self {
         let context = LinuxSandboxSecurityContext {
             namespace_options: Some(namespaces(NamespaceMode::Pod)),
             seccomp: Some(runtime_default()),

@@ -1,7 +1,5 @@
 //! One HTTP request, for probes of pods and for pushing images. Blocking: run it with `Machine::in_network`.
 
-use std::time::Duration;
-
 use anyhow::Context;
 use ureq::Agent;
 use ureq::http::{Request, StatusCode};
@@ -60,6 +58,6 @@ impl Push {
 
 fn agent() -> Agent {
     let config =
-        Agent::config_builder().http_status_as_error(false).timeout_global(Some(Duration::from_secs(20)));
+        Agent::config_builder().http_status_as_error(false).timeout_global(Some(crate::patience(20)));
     config.build().into()
 }

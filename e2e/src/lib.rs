@@ -5,6 +5,9 @@
 //! namespaces on the host's kernel. Whatever the daemon leaves behind is therefore seen exactly ([`Node::finish`] compares
 //! a [`Snapshot`] from before with one from after) and vanishes with the machine, however the test ends.
 //!
+//! Where systemd is the first process, `CRIMSON_E2E_CGROUP_DRIVER=systemd` makes the same tests use it: pods then lie in
+//! slices and containers in scopes, and machines have the processes of the host, for systemd knows no others.
+//!
 //! Nothing here imports a crate of the product: only its binaries, sockets and documented paths are used.
 
 mod cgroups;
@@ -19,6 +22,7 @@ mod notify;
 mod process;
 mod registry;
 mod rescue;
+mod setting;
 mod snapshot;
 mod steps;
 
@@ -30,6 +34,7 @@ pub use machine::Machine;
 pub use network::Network;
 pub use node::{Node, Options, binary_dir};
 pub use registry::{PASSWORD, Registry, USER};
+pub use setting::{CgroupDriver, patience};
 pub use snapshot::Snapshot;
 pub use steps::{Step, parse_steps};
 

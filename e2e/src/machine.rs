@@ -4,6 +4,9 @@
 //! value is dropped or the test process dies in any way: its first process reads a pipe whose other end is ours, ends at
 //! end of file, and the kernel then kills every process of the machine; its mounts, links, firewall rules and network
 //! namespaces go with it. [`Machine::host`] is the host itself, for the demo, which is to be seen from outside.
+//!
+//! With the systemd cgroup driver a machine has the host's process ids, since systemd must know the processes it is told of.
+//! Then the machine's processes are known by their namespaces and their cgroup, and dropping the value kills them.
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -16,7 +19,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::{Child, ChildStdin, Command};
 
 use crate::cgroups::Cgroups;
-use crate::{Result, process, run_token};
+use crate::{CgroupDriver, Result, process, run_token};
 
 /// What the first process does: shared propagation as systemd sets it, `/run/netns` of its own, a loopback and a link with
 /// a default route. Then it waits for end of file, and as a shell it reaps whatever falls to it meanwhile.
@@ -48,6 +51,8 @@ pub struct Machine {
 #[derive(Debug)]
 struct Namespaces {
     init: u32,
+    /// Whether they number processes of their own.
+    own_processes: bool,
     _keeps_it_up: ChildStdin,
     _unshare: Child,
 }
@@ -57,8 +62,11 @@ impl Machine {
     pub async fn boot() -> Result<Self> {
         let token = run_token();
         let cgroups = Cgroups::create(&token)?;
+        let own_processes = CgroupDriver::asked_for() == CgroupDriver::Cgroupfs;
         let mut unshare = Command::new("unshare")
-            .args(["--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "sh", "-c", BOOT])
+            .args(["--mount", "--net", "--fork", "--kill-child"])
+            .args(if own_processes { ["--pid", "--mount-proc"].as_slice() } else { &[] })
+            .args(["sh", "-c", BOOT])
             .current_dir("/")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -73,7 +81,7 @@ impl Machine {
             bail!("the machine did not boot: {line:?}");
         }
         let init = process::only_child(unshare.id().context("unshare has ended")?)?;
-        let namespaces = Some(Namespaces { init, _keeps_it_up: stdin, _unshare: unshare });
+        let namespaces = Some(Namespaces { init, own_processes, _keeps_it_up: stdin, _unshare: unshare });
         Ok(Self { token, cgroups, namespaces })
     }
 
@@ -101,6 +109,11 @@ impl Machine {
         self.namespaces.is_some()
     }
 
+    /// Whether the machine numbers its processes by itself: then `nsenter` has a child, and else it becomes the program.
+    pub(crate) fn has_own_processes(&self) -> bool {
+        self.namespaces.as_ref().is_some_and(|it| it.own_processes)
+    }
+
     /// A command that will run inside the machine. Its process id seen from here is that of the child of `nsenter`.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
@@ -108,7 +121,8 @@ impl Machine {
             None => Command::new(program),
             Some(namespaces) => {
                 let mut enter = Command::new("nsenter");
-                enter.args(["-t", &namespaces.init.to_string(), "-m", "-n", "-p", "--"]).arg(program);
+                enter.args(["-t", &namespaces.init.to_string(), "-m", "-n"]);
+                enter.args(namespaces.own_processes.then_some("-p")).arg("--").arg(program);
                 enter
             }
         };
@@ -145,9 +159,17 @@ impl Machine {
         std::fs::read_to_string(format!("/proc/{pid}/mountinfo")).context("reading the machine's mount table")
     }
 
-    /// The `/proc` of the machine, which lists all its processes, nested containers included, and no others.
-    pub(crate) fn proc_dir(&self) -> PathBuf {
-        self.path(Path::new("/proc"))
+    /// All processes of the machine, nested containers included, as it numbers them; on the host itself everybody's.
+    pub(crate) fn processes(&self) -> Result<Vec<(u32, String)>> {
+        let mut found = process::list(&self.path(Path::new("/proc")))?;
+        if let Some(namespaces) = self.namespaces.as_ref().filter(|it| !it.own_processes) {
+            let homes = ["mnt", "net"].map(|kind| (kind, process::namespace(namespaces.init, kind)));
+            found.retain(|(pid, _)| {
+                homes.iter().any(|(kind, home)| home.is_some() && process::namespace(*pid, kind) == *home)
+                    || self.cgroups.holds(*pid)
+            });
+        }
+        Ok(found)
     }
 
     /// Runs blocking work on a thread of its own inside the machine's network.
@@ -171,5 +193,24 @@ impl Machine {
             drop(sender.send(entered.map(|()| work())));
         })?;
         receiver.await.context("the worker thread ended early")?.context("entering the machine's network")
+    }
+}
+
+impl Drop for Machine {
+    /// The kernel ends what runs in process ids of the machine's own; what has the host's is ended here.
+    fn drop(&mut self) {
+        if self.is_private() && !self.has_own_processes() {
+            for _ in 0..20 {
+                let left = self.processes().unwrap_or_default();
+                if left.is_empty() {
+                    break;
+                }
+                for (pid, _) in left {
+                    // Gone by itself meanwhile.
+                    drop(process::signal(pid, rustix::process::Signal::KILL));
+                }
+                std::thread::sleep(std::time::Duration::from_millis(50));
+            }
+        }
     }
 }

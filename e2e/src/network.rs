@@ -25,7 +25,7 @@ pub struct Network {
 
 impl Network {
     /// Decides names and addresses from the run's token and prepares an empty conf directory under `dir`.
-    pub(crate) fn plan(dir: &Path, token: &str) -> Result<Self> {
+    pub fn plan(dir: &Path, token: &str) -> Result<Self> {
         let number = u32::from_str_radix(token, 16).context("the token is hexadecimal")?;
         let (second, third) = (64 + number % 128, (number >> 8) % 256);
         let network = Self {
@@ -68,7 +68,7 @@ impl Network {
     }
 
     /// The addresses that are leased now, as file names of host-local's directory.
-    pub(crate) fn leased(&self) -> Vec<String> {
+    pub fn leased(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir(self.leases.join(&self.bridge)) else { return Vec::new() };
         let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
         names.filter(|name| name.starts_with(&self.prefix)).collect()

@@ -16,10 +16,13 @@ use tempfile::TempDir;
 use tokio::process::{Child, Command};
 
 use crate::notify::Notify;
-use crate::{ContainerSpec, Cri, Machine, Network, PodSpec, Registry, Result, Snapshot, process};
+use crate::{
+    CgroupDriver, ContainerSpec, Cri, Machine, Network, PodSpec, Registry, Result, Snapshot, patience,
+    process,
+};
 
 /// How long a daemon may take to get ready, to stop, or to settle after a test.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE_SECONDS: u64 = 20;
 
 /// How much of the log a failed test prints.
 const LOG_TAIL_LINES: usize = 150;
@@ -201,6 +204,14 @@ impl Node {
         self.dir().join("certs.d")
     }
 
+    /// The processes that look after the node's pods, as the machine numbers them.
+    pub fn monitors(&self) -> Result<Vec<u32>> {
+        let dir = self.dir().display().to_string();
+        let mut found = self.machine.processes()?;
+        found.retain(|(_, line)| line.contains("crimson-monitor") && line.contains(&dir));
+        Ok(found.into_iter().map(|(pid, _)| pid).collect())
+    }
+
     /// The process id of the daemon, if it runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
@@ -249,7 +260,9 @@ impl Node {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
-        tokio::time::timeout(PATIENCE, wait).await.with_context(|| format!("container {id} does not end"))?
+        tokio::time::timeout(patience(PATIENCE_SECONDS), wait)
+            .await
+            .with_context(|| format!("container {id} does not end"))?
     }
 
     /// Runs a container and waits until it has ended; gives its last status.
@@ -288,15 +301,17 @@ impl Node {
         self.remember_ids();
         let mut daemon = self.daemon.take().context("the daemon does not run")?;
         process::signal(daemon.pid, Signal::TERM)?;
-        match tokio::time::timeout(PATIENCE, daemon.child.wait()).await {
+        match tokio::time::timeout(patience(PATIENCE_SECONDS), daemon.child.wait()).await {
             Ok(status) => {
                 // Only an end with all its steps says so, and had said it before it was over.
-                daemon.notify.hear("STOPPING=1", Duration::from_secs(1)).await?;
+                daemon.notify.hear("STOPPING=1", patience(1)).await?;
                 Ok(status?)
             }
             Err(_) => {
                 process::signal(daemon.pid, Signal::KILL)?;
-                bail!("the daemon did not end within {PATIENCE:?} of SIGTERM")
+                bail!(
+                    "the daemon did not end within {PATIENCE_SECONDS} s (CRIMSON_E2E_SLOW times that) of SIGTERM"
+                )
             }
         }
     }
@@ -304,7 +319,7 @@ impl Node {
     /// Waits until the state of the machine is that of the beginning again, or says what is left over.
     pub async fn assert_nothing_leaked(&self) -> Result {
         self.remember_ids();
-        let deadline = tokio::time::Instant::now() + PATIENCE;
+        let deadline = tokio::time::Instant::now() + patience(PATIENCE_SECONDS);
         loop {
             let left = Snapshot::take(self).await?.since(&self.baseline);
             if left.is_empty() {
@@ -392,17 +407,18 @@ impl Node {
         for plugins in crate::network::PLUGIN_DIRS {
             command.args(["--cni-bin-dir", plugins]);
         }
-        command.args(["--cgroup-driver", "cgroupfs", "--log-level", "debug"]);
+        command.args(["--cgroup-driver", CgroupDriver::asked_for().flag(), "--log-level", "debug"]);
+        command.args(crate::setting::runtime_flags()?);
         command.arg("--registry-config-dir").arg(self.registry_config_dir()).args(&self.options.args);
         command.env("NOTIFY_SOCKET", notify.path()).env("RUST_BACKTRACE", "1");
         command.stdout(Stdio::from(log.try_clone()?)).stderr(Stdio::from(log));
         let mut child = command.spawn().context("starting the daemon")?;
         tokio::select! {
-            ready = notify.hear("READY=1", PATIENCE) => ready?,
+            ready = notify.hear("READY=1", patience(PATIENCE_SECONDS)) => ready?,
             status = child.wait() => bail!("the daemon ended at start with {}:\n{}", status?, self.log_tail()),
         }
         let outer = child.id().context("the daemon has ended")?;
-        let pid = if self.machine.is_private() { process::only_child(outer)? } else { outer };
+        let pid = if self.machine.has_own_processes() { process::only_child(outer)? } else { outer };
         self.daemon = Some(Daemon { child, pid, notify });
         let cri = Cri::connect(&self.machine.path(&self.socket())).await?;
         for id in self.cri.iter().flat_map(Cri::seen) {

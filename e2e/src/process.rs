@@ -1,6 +1,6 @@
 //! Facts about processes, read from `/proc`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
@@ -25,6 +25,11 @@ pub(crate) fn signal(pid: u32, signal: Signal) -> Result {
         .and_then(Pid::from_raw)
         .with_context(|| format!("{pid} is not a process id"))?;
     kill_process(raw, signal).with_context(|| format!("signalling process {pid}"))
+}
+
+/// The identity of a namespace of a process; `None` once it has ended.
+pub(crate) fn namespace(pid: u32, kind: &str) -> Option<PathBuf> {
+    std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok()
 }
 
 /// What the open file descriptors of a process refer to, sorted.

@@ -4,7 +4,6 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tempfile::TempDir;
@@ -144,7 +143,7 @@ impl Registry {
             }
             bail!("docker-registry ended early:\n{seen}")
         };
-        tokio::time::timeout(Duration::from_secs(20), listening)
+        tokio::time::timeout(crate::patience(20), listening)
             .await
             .context("docker-registry does not listen")??;
         // Its log goes on; a full pipe would stop it.
@@ -201,7 +200,7 @@ impl Drop for Registry {
     fn drop(&mut self) {
         for child in &mut self.processes {
             let inner = child.id().and_then(|id| crate::process::only_child(id).ok());
-            if let Some(pid) = inner.filter(|_| self.machine.is_private()) {
+            if let Some(pid) = inner.filter(|_| self.machine.has_own_processes()) {
                 drop(crate::process::signal(pid, rustix::process::Signal::KILL));
             }
             drop(child.start_kill());

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 
-use crate::{Network, Node, Result, process};
+use crate::{Network, Node, Result};
 
 /// A set of facts, each a line that names its kind and the thing.
 #[derive(Debug, Clone, Default)]
@@ -30,9 +30,9 @@ impl Snapshot {
         if node.cri().all_images().await?.is_empty() {
             image_store(&node.machine().path(&node.root().join("images")), 3, &mut facts);
         }
-        facts.extend(
-            node.machine().cgroups().of_run(&marks.ids).into_iter().map(|path| format!("cgroup {path}")),
-        );
+        let cgroups = node.machine().cgroups();
+        facts.extend(cgroups.of_run(&marks.ids).into_iter().map(|path| format!("cgroup {path}")));
+        facts.extend(cgroups.units_of_run(&marks.ids)?.into_iter().map(|unit| format!("unit {unit}")));
         facts.extend(node.network().leased().into_iter().map(|address| format!("lease {address}")));
         Ok(Self { facts })
     }
@@ -141,7 +141,7 @@ fn without_counters(line: &str) -> String {
 
 fn processes(node: &Node, marks: &Marks, facts: &mut BTreeSet<String>) -> Result {
     let daemon = node.program()?.display().to_string();
-    for (pid, line) in process::list(&node.machine().proc_dir())? {
+    for (pid, line) in node.machine().processes()? {
         // The daemon's process id changes over a restart, so it is known by its command line.
         let known = line.starts_with(&daemon) && line.contains(" serve ");
         if marks.matches(&line) && !known {

@@ -329,6 +329,6 @@ async fn the_image_file_system_is_one_that_can_be_asked_for_space() -> Result {
         }
         Ok::<_, anyhow::Error>(())
     };
-    tokio::time::timeout(std::time::Duration::from_secs(30), grown).await??;
+    tokio::time::timeout(e2e::patience(30), grown).await??;
     node.finish().await
 }

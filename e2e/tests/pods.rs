@@ -6,7 +6,7 @@ use e2e::cri::{
     ListPodSandboxRequest, NamespaceMode, PodSandboxFilter, PodSandboxState, PodSandboxStateValue,
 };
 use e2e::cri::{PodSandboxStatusRequest, PortMapping, Protocol};
-use e2e::{ContainerSpec, Cri, ImageBuilder, Media, Node, Registry, Result, code_of, prefix_of};
+use e2e::{ContainerSpec, ImageBuilder, Media, Node, Registry, Result, code_of, prefix_of};
 use tonic::Code;
 
 /// A node with the test image pulled; gives the image's id, too.
@@ -24,7 +24,7 @@ fn web_server(image: &str, port: u16) -> ContainerSpec {
 
 /// Fetches a page from a server that may not listen yet.
 async fn fetch(node: &Node, url: &str) -> Result<String> {
-    let patience = tokio::time::Instant::now() + std::time::Duration::from_secs(10);
+    let patience = tokio::time::Instant::now() + e2e::patience(10);
     loop {
         match node.fetch(url).await {
             Ok(reply) => return Ok(reply.body),
@@ -330,7 +330,7 @@ async fn a_pod_whose_pause_process_dies_is_not_ready() -> Result {
     let node = Node::boot().await?;
     let cri = node.cri();
     let id = cri.run_pod(&node.pod("fragile")).await?;
-    let pid = pause_pid(&cri, &id).await?;
+    let pid = cri.pause_pid(&id).await?;
     node.machine().output("kill", &["-KILL", &pid.to_string()]).await?;
     let noticed = async {
         while cri.pod(&id).await?.state() == PodSandboxState::SandboxReady {
@@ -338,13 +338,6 @@ async fn a_pod_whose_pause_process_dies_is_not_ready() -> Result {
         }
         Ok::<_, anyhow::Error>(())
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), noticed).await??;
+    tokio::time::timeout(e2e::patience(10), noticed).await??;
     node.finish().await
-}
-
-async fn pause_pid(cri: &Cri, id: &str) -> Result<u64> {
-    let request = PodSandboxStatusRequest { pod_sandbox_id: id.to_owned(), verbose: true };
-    let info = cri.pod_sandbox_status(request).await?.info;
-    let info: serde_json::Value = serde_json::from_str(info.get("info").expect("verbose info"))?;
-    info["pid"].as_u64().ok_or_else(|| anyhow::anyhow!("no pid in {info}"))
 }

@@ -72,7 +72,7 @@ async fn an_exit_while_the_daemon_is_down_is_seen_with_its_code() -> Result {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // The process ends right after the file; its monitor writes the record meanwhile.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    tokio::time::sleep(e2e::patience(1) / 2).await;
     let after = nanoseconds();
     node.restart().await?;
     let status = node.cri().container(&id).await?;
@@ -140,14 +140,16 @@ async fn a_monitor_that_dies_is_noticed_and_its_pod_can_be_removed() -> Result {
     let pod = node.pod("orphaned");
     let pod_id = cri.run_pod(&pod).await?;
     let id = cri.run(&pod_id, &ContainerSpec::lasting("c", &image), &pod).await?;
-    node.machine().output("pkill", &["-KILL", "crimson-monitor"]).await?;
+    for monitor in node.monitors()? {
+        node.machine().output("kill", &["-KILL", &monitor.to_string()]).await?;
+    }
     let noticed = async {
         while cri.container(&id).await?.state() == ContainerState::ContainerRunning {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         Ok::<_, anyhow::Error>(())
     };
-    tokio::time::timeout(Duration::from_secs(10), noticed).await??;
+    tokio::time::timeout(e2e::patience(10), noticed).await??;
     cri.stop_pod(&pod_id).await?;
     cri.remove_pod(&pod_id).await?;
     node.finish().await

@@ -4,7 +4,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::time::Duration;
 
 use e2e::cri::{RuntimeConfigRequest, StatusRequest, UpdateRuntimeConfigRequest, VersionRequest};
-use e2e::{Node, Options, Result, code_of};
+use e2e::{CgroupDriver, Node, Options, Result, code_of};
 use tonic::Code;
 
 /// Every method of CRI v1 in Kubernetes 1.36: service, name, whether it answers with a stream.
@@ -89,7 +89,11 @@ async fn a_node_with_network_is_ready() -> Result {
 async fn the_cgroup_driver_is_the_one_asked_for() -> Result {
     let node = Node::boot().await?;
     let linux = node.cri().runtime_config(RuntimeConfigRequest {}).await?.linux.expect("linux is set");
-    assert_eq!(linux.cgroup_driver(), e2e::cri::CgroupDriver::Cgroupfs);
+    let asked_for = match CgroupDriver::asked_for() {
+        CgroupDriver::Cgroupfs => e2e::cri::CgroupDriver::Cgroupfs,
+        CgroupDriver::Systemd => e2e::cri::CgroupDriver::Systemd,
+    };
+    assert_eq!(linux.cgroup_driver(), asked_for);
     let cidr = e2e::cri::RuntimeConfig {
         network_config: Some(e2e::cri::NetworkConfig { pod_cidr: "10.1.0.0/24,fd00::/64".to_owned() }),
     };
@@ -112,7 +116,7 @@ async fn all_41_methods_answer() -> Result {
             }
         };
         // An event stream that is served stays open without a message: that is an answer, too.
-        let Ok(reply) = tokio::time::timeout(Duration::from_secs(2), answer).await else {
+        let Ok(reply) = tokio::time::timeout(e2e::patience(2), answer).await else {
             assert!(streams, "{method} does not answer");
             continue;
         };
@@ -154,8 +158,11 @@ async fn a_second_server_on_the_same_root_is_refused() -> Result {
     let node = Node::boot().await?;
     let mut second = node.daemon_command("serve")?;
     second.arg("--root").arg(node.root()).arg("--state").arg(node.state()).arg("--socket").arg(node.socket());
-    second.arg("--config").arg(node.dir().join("config.toml")).args(["--cgroup-driver", "cgroupfs"]);
-    let output = tokio::time::timeout(Duration::from_secs(10), second.output()).await??;
+    second
+        .arg("--config")
+        .arg(node.dir().join("config.toml"))
+        .args(["--cgroup-driver", CgroupDriver::asked_for().flag()]);
+    let output = tokio::time::timeout(e2e::patience(10), second.output()).await??;
     assert!(!output.status.success(), "it must not run");
     node.cri().version(VersionRequest::default()).await?;
     node.finish().await
@@ -185,7 +192,7 @@ async fn a_wrong_configuration_is_refused_with_its_file_and_key() -> Result {
         for command in ["config check", "serve"] {
             let mut command = node.daemon_command(command)?;
             command.arg("--config").arg(&path);
-            let output = tokio::time::timeout(Duration::from_secs(10), command.output()).await??;
+            let output = tokio::time::timeout(e2e::patience(10), command.output()).await??;
             let stderr = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
             assert!(!output.status.success(), "{text:?} was accepted");
             assert!(stderr.contains("wrong.toml") && stderr.contains(named), "{text:?}: {stderr}");
@@ -240,7 +247,7 @@ async fn without_cni_config_only_host_network_pods_run() -> Result {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(10), ready).await??;
+    tokio::time::timeout(e2e::patience(10), ready).await??;
     let bridged = cri.run_pod(&node.pod("bridged").attempt(1)).await?;
     assert!(cri.pod_ip(&bridged).await?.starts_with(&node.network().prefix));
     node.finish().await
