@@ -213,6 +213,20 @@ pub(super) async fn free_container(
     free(shared, handler, &container.id, &container.cgroup, monitor).await;
 }
 
+/// The same after a start that was cut off or failed. Its OCI runtime may have ended between asking systemd for a scope and
+/// having it, so that nobody else would tell systemd, which refuses a second scope of the name.
+pub(super) async fn free_interrupted(
+    shared: &Arc<Shared>,
+    handler: &str,
+    container: &ContainerRecord,
+    monitor: Option<&Arc<dyn Monitor>>,
+) {
+    free_container(shared, handler, container, monitor).await;
+    if let Err(error) = shared.drivers.cgroups.release(&container.cgroup).await {
+        super::actor::log_dropped("systemd may still have the scope of a start that was cut off", &error.into());
+    }
+}
+
 async fn free(
     shared: &Arc<Shared>,
     handler: &str,

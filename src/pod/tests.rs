@@ -449,6 +449,8 @@ async fn a_start_cut_off_in_the_runtime_can_be_repeated_after_a_restart() {
     drop(pods);
     let pods = node.recovered().await;
     assert_eq!(pods.container(id.as_str()).unwrap().state, ContainerState::Created);
+    let frees = |call: &cgroup::fake::Call| matches!(call, cgroup::fake::Call::Release(path) if path.contains(id.as_str()));
+    assert!(node.cgroups.calls().iter().any(frees), "its scope may have come to be without the runtime's knowing");
     pods.start_container(id.as_str()).await.unwrap();
     assert_eq!(pods.container(id.as_str()).unwrap().state, ContainerState::Running);
     pods.stop_sandbox(sandbox_id.as_str()).await.unwrap();
