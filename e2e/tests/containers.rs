@@ -45,6 +45,18 @@ impl Stage {
         Ok(lines.into_iter().map(|(_, _, text)| text).collect::<Vec<_>>().join("\n"))
     }
 
+    /// Waits until a container has logged a line.
+    async fn says(&self, id: &str, line: &str) -> Result {
+        let path = self.node.cri().container(id).await?.log_path;
+        let heard = async {
+            while !std::fs::read_to_string(&path)?.lines().any(|it| it.ends_with(&format!(" F {line}"))) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Ok::<_, anyhow::Error>(())
+        };
+        tokio::time::timeout(e2e::patience(10), heard).await?
+    }
+
     fn shell(&self, name: &str, line: &str) -> ContainerSpec {
         ContainerSpec::shell(name, &self.image, line)
     }
@@ -127,6 +139,7 @@ async fn a_process_that_ignores_the_signal_is_killed_after_the_grace() -> Result
     let cri = stage.node.cri();
     let stubborn = stage.shell("stubborn", "trap '' TERM; echo ready; while :; do sleep 3600; done");
     let id = stage.run(&stubborn).await?;
+    stage.says(&id, "ready").await?;
     let begun = Instant::now();
     cri.stop(&id, 1).await?;
     let took = begun.elapsed();
@@ -145,7 +158,9 @@ async fn a_process_that_ignores_the_signal_is_killed_after_the_grace() -> Result
 async fn a_shorter_stop_overtakes_a_longer_one() -> Result {
     let stage = Stage::set().await?;
     let cri = stage.node.cri();
-    let id = stage.run(&stage.shell("stubborn", "trap '' TERM; while :; do sleep 3600; done")).await?;
+    let id =
+        stage.run(&stage.shell("stubborn", "trap '' TERM; echo ready; while :; do sleep 3600; done")).await?;
+    stage.says(&id, "ready").await?;
     let begun = Instant::now();
     let patient = tokio::spawn({
         let (cri, id) = (cri.clone(), id.clone());
