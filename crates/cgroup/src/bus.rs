@@ -111,6 +111,14 @@ impl SystemdBus {
         .await
     }
 
+    /// The limits that systemd holds of a scope.
+    ///
+    /// # Errors
+    /// [`CgroupError::Bus`] when systemd cannot be reached or does not know the unit.
+    pub async fn limits(&self, scope: &str) -> Result<Vec<Property>, CgroupError> {
+        self.run("look at", scope, |live| async move { live.limits(scope).await }).await
+    }
+
     /// Repeats `operation` on new connections until it succeeds, fails for good, or the time is up.
     async fn run<T, F>(
         &self,

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::bus::SystemdBus;
-use crate::error::CgroupError;
+use crate::error::{BusFault, CgroupError};
 use crate::mounts::{Hierarchy, Mounts};
 use crate::name;
-use crate::property::{Limits, properties};
-use crate::tree::Tree;
+use crate::property::{Limits, Property, differing, properties};
+use crate::tree::{Contents, Tree, restore};
 
 /// Who manages groups on this node; kubelet must be set to the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -127,13 +127,47 @@ pub trait CgroupDriver: Send + Sync + fmt::Debug {
     /// Those of [`SystemdBus::reset_failed`].
     async fn forget_failed(&self) -> Result<usize, CgroupError>;
 
-    /// Tells whoever manages groups of limits that one has got by its files, lest it restore the old ones. The files come
-    /// first: on v1 systemd knows nothing of swap, and the kernel refuses more memory than memory and swap together. Nobody
-    /// manages groups of the cgroupfs driver.
+    /// Tells whoever manages groups of limits that one has got, as far as it does not know them, lest it restore the old ones.
+    /// The files come first: on v1 systemd knows nothing of swap, and the kernel refuses more memory than memory and swap
+    /// together. Nobody manages groups of the cgroupfs driver.
     ///
     /// # Errors
-    /// [`CgroupError::Value`] for limits that cannot be read, and those of [`SystemdBus::set_properties`].
+    /// [`CgroupError::Value`] for limits that cannot be read, and those of [`SystemdBus::limits`] and
+    /// [`SystemdBus::set_properties`].
     async fn announce_limits(&self, oci_path: &str, limits: &Limits) -> Result<(), CgroupError>;
+
+    /// The limits of the group as its files hold them, those called `others` included, and as whoever manages groups does.
+    ///
+    /// # Errors
+    /// [`CgroupError::Step`] when a file cannot be read, and those of [`SystemdBus::limits`].
+    async fn save_limits(&self, oci_path: &str, others: &[String]) -> Result<SavedLimits, CgroupError>;
+
+    /// Puts back whatever has changed since `saved`. A group that is gone meanwhile has nothing to be put back.
+    ///
+    /// # Errors
+    /// [`CgroupError::Step`] when a file cannot be written, and those of [`SystemdBus::set_properties`].
+    async fn restore_limits(&self, oci_path: &str, saved: &SavedLimits) -> Result<(), CgroupError>;
+
+    /// To be called before an OCI runtime is asked to change the group's limits to these: it may find less room than it
+    /// needs, and v2 kills where v1 refuses.
+    ///
+    /// # Errors
+    /// [`CgroupError::MemoryInUse`], and [`CgroupError::Step`] when the group cannot be read.
+    fn make_room(&self, oci_path: &str, limits: &Limits) -> Result<(), CgroupError>;
+
+    /// To be called after an OCI runtime has changed the group's limits: writes the huge page limits among these, which not
+    /// every runtime does.
+    ///
+    /// # Errors
+    /// [`CgroupError::Step`] when the kernel refuses.
+    fn set_hugepages(&self, oci_path: &str, limits: &Limits) -> Result<(), CgroupError>;
+
+    /// Gives the processes of the group, and of all groups in it, whose score for the out-of-memory killer is `from` the score
+    /// `to`.
+    ///
+    /// # Errors
+    /// [`CgroupError::Step`] when the kernel refuses.
+    fn set_oom_score(&self, oci_path: &str, from: i32, to: i32) -> Result<(), CgroupError>;
 
     /// The processes of the group and of all groups in it, in ascending order; none when there is no such group.
     ///
@@ -168,6 +202,13 @@ pub fn open(kind: DriverKind, root: &Path) -> Result<Arc<dyn CgroupDriver>, Cgro
     })
 }
 
+/// What [`CgroupDriver::save_limits`] saw.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SavedLimits {
+    files: Contents,
+    properties: Vec<Property>,
+}
+
 /// The driver that names groups by path.
 #[derive(Debug)]
 pub struct Cgroupfs {
@@ -196,6 +237,12 @@ impl Systemd {
     #[must_use]
     pub fn new(mounts: Mounts, bus: SystemdBus) -> Self {
         Self { hierarchy: mounts.hierarchy(), tree: Arc::new(Tree::new(mounts)), bus }
+    }
+
+    /// Has systemd know these properties of a scope; what it knows already is not said again.
+    async fn tell(&self, scope: &str, wanted: Vec<Property>) -> Result<(), CgroupError> {
+        let news = differing(wanted, &self.bus.limits(scope).await?);
+        if news.is_empty() { Ok(()) } else { self.bus.set_properties(scope, &news).await }
     }
 
     async fn in_tree<T: Send + 'static>(
@@ -240,6 +287,18 @@ macro_rules! common {
         fn remove(&self, oci_path: &str) -> Result<(), CgroupError> {
             self.tree.remove(&name::relative($kind, oci_path)?)
         }
+
+        fn make_room(&self, oci_path: &str, limits: &Limits) -> Result<(), CgroupError> {
+            self.tree.make_room(&name::relative($kind, oci_path)?, limits)
+        }
+
+        fn set_hugepages(&self, oci_path: &str, limits: &Limits) -> Result<(), CgroupError> {
+            self.tree.set_hugepages(&name::relative($kind, oci_path)?, &limits.hugepages)
+        }
+
+        fn set_oom_score(&self, oci_path: &str, from: i32, to: i32) -> Result<(), CgroupError> {
+            self.tree.set_oom_score(&name::relative($kind, oci_path)?, from, to)
+        }
     };
 }
 
@@ -274,6 +333,15 @@ impl CgroupDriver for Cgroupfs {
 
     async fn announce_limits(&self, oci_path: &str, _limits: &Limits) -> Result<(), CgroupError> {
         name::relative(self.kind(), oci_path).map(drop)
+    }
+
+    async fn save_limits(&self, oci_path: &str, others: &[String]) -> Result<SavedLimits, CgroupError> {
+        let files = self.tree.limits(&name::relative(self.kind(), oci_path)?, others)?;
+        Ok(SavedLimits { files, properties: Vec::new() })
+    }
+
+    async fn restore_limits(&self, _oci_path: &str, saved: &SavedLimits) -> Result<(), CgroupError> {
+        restore(&saved.files)
     }
 }
 
@@ -313,8 +381,25 @@ impl CgroupDriver for Systemd {
     }
 
     async fn announce_limits(&self, oci_path: &str, limits: &Limits) -> Result<(), CgroupError> {
-        let properties = properties(self.hierarchy, limits)?;
-        self.bus.set_properties(&name::scope(oci_path)?, &properties).await
+        let scope = name::scope(oci_path)?;
+        self.tell(&scope, properties(self.hierarchy, limits)?).await
+    }
+
+    async fn save_limits(&self, oci_path: &str, others: &[String]) -> Result<SavedLimits, CgroupError> {
+        let (path, others) = (name::relative(self.kind(), oci_path)?, others.to_vec());
+        let files = self.in_tree(move |tree| tree.limits(&path, &others)).await?;
+        Ok(SavedLimits { files, properties: self.bus.limits(&name::scope(oci_path)?).await? })
+    }
+
+    /// The files come last: systemd rounds quotas.
+    async fn restore_limits(&self, oci_path: &str, saved: &SavedLimits) -> Result<(), CgroupError> {
+        let told = self.tell(&name::scope(oci_path)?, saved.properties.clone()).await;
+        let files = saved.files.clone();
+        self.in_tree(move |_| restore(&files)).await?;
+        match told {
+            Err(CgroupError::Bus { fault: BusFault::NoUnit, .. }) => Ok(()),
+            told => told,
+        }
     }
 }
 

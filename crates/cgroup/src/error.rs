@@ -72,6 +72,14 @@ pub enum CgroupError {
         /// The lowest pid among them.
         first: i32,
     },
+    /// The limit would have to be kept by killing.
+    #[error("a memory limit of {limit} bytes is below the {used} bytes in use")]
+    MemoryInUse {
+        /// The limit asked for.
+        limit: u64,
+        /// What cannot be given back.
+        used: u64,
+    },
     /// systemd could not be asked over D-Bus, or would not.
     #[error("{fault}, asked over D-Bus to {action} {unit}")]
     Bus {
@@ -187,7 +195,9 @@ impl Kind for CgroupError {
     fn kind(&self) -> ErrorKind {
         match self {
             Self::OtherDriver { .. } | Self::Name { .. } | Self::Value { .. } => ErrorKind::InvalidArgument,
-            Self::NotMounted { .. } | Self::DriverInForce { .. } => ErrorKind::FailedPrecondition,
+            Self::NotMounted { .. } | Self::DriverInForce { .. } | Self::MemoryInUse { .. } => {
+                ErrorKind::FailedPrecondition
+            },
             Self::Bus { fault: BusFault::Unreachable, .. } | Self::NoAnswer { .. } => ErrorKind::Unavailable,
             Self::Bus { fault: BusFault::NoUnit, .. } => ErrorKind::NotFound,
             Self::Bus { fault: BusFault::Refused, .. } | Self::Job { .. } | Self::Persisted { .. } => {

@@ -7,7 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use crate::driver::{CgroupDriver, DriverKind};
+use crate::driver::{CgroupDriver, DriverKind, SavedLimits};
 use crate::error::CgroupError;
 use crate::name;
 use crate::property::Limits;
@@ -24,6 +24,11 @@ pub enum Call {
     Release(String),
     ForgetFailed,
     AnnounceLimits(String, Limits),
+    SaveLimits(String),
+    RestoreLimits(String),
+    MakeRoom(String, Limits),
+    SetHugepages(String, Limits),
+    SetOomScore(String, i32, i32),
 }
 
 /// The method a fault is set for.
@@ -38,6 +43,11 @@ pub enum Method {
     Release,
     ForgetFailed,
     AnnounceLimits,
+    SaveLimits,
+    RestoreLimits,
+    MakeRoom,
+    SetHugepages,
+    SetOomScore,
 }
 
 /// Groups that exist in memory only. Names obey the same rules as those of the real drivers.
@@ -177,6 +187,26 @@ impl CgroupDriver for FakeCgroups {
     async fn announce_limits(&self, oci_path: &str, limits: &Limits) -> Result<(), CgroupError> {
         let call = Call::AnnounceLimits(oci_path.to_owned(), limits.clone());
         self.called(Method::AnnounceLimits, call).map(drop)
+    }
+
+    async fn save_limits(&self, oci_path: &str, _others: &[String]) -> Result<SavedLimits, CgroupError> {
+        self.called(Method::SaveLimits, Call::SaveLimits(oci_path.to_owned())).map(|_| SavedLimits::default())
+    }
+
+    async fn restore_limits(&self, oci_path: &str, _saved: &SavedLimits) -> Result<(), CgroupError> {
+        self.called(Method::RestoreLimits, Call::RestoreLimits(oci_path.to_owned())).map(drop)
+    }
+
+    fn make_room(&self, oci_path: &str, limits: &Limits) -> Result<(), CgroupError> {
+        self.called(Method::MakeRoom, Call::MakeRoom(oci_path.to_owned(), limits.clone())).map(drop)
+    }
+
+    fn set_hugepages(&self, oci_path: &str, limits: &Limits) -> Result<(), CgroupError> {
+        self.called(Method::SetHugepages, Call::SetHugepages(oci_path.to_owned(), limits.clone())).map(drop)
+    }
+
+    fn set_oom_score(&self, oci_path: &str, from: i32, to: i32) -> Result<(), CgroupError> {
+        self.called(Method::SetOomScore, Call::SetOomScore(oci_path.to_owned(), from, to)).map(drop)
     }
 }
 

@@ -25,7 +25,7 @@ mod tree;
 
 pub use bus::{BUS_LIMIT, Endpoint, SystemdBus};
 pub use choice::settle;
-pub use driver::{CgroupDriver, Cgroupfs, DriverKind, Systemd, open};
+pub use driver::{CgroupDriver, Cgroupfs, DriverKind, SavedLimits, Systemd, open};
 pub use error::{BusFault, CgroupError};
 pub use mounts::{DEFAULT_ROOT, Hierarchy, Mount, Mounts, detect};
 pub use property::{Limits, Property, PropertyValue, cpu_weight, io_weight, properties};

@@ -40,8 +40,44 @@ pub struct Limits {
     pub tasks: Option<i64>,
     /// Relative weight of input and output, 10 to 1000; 0 says nothing.
     pub io_weight: Option<u16>,
+    /// Bytes of huge pages by page size, as `2MB`. There is no property for them.
+    pub hugepages: Vec<(String, u64)>,
     /// Files of the unified hierarchy and what to write into them.
     pub unified: BTreeMap<String, String>,
+}
+
+/// The properties that limit what a unit's processes may use.
+pub(crate) const LIMITING: [&str; 15] = [
+    "CPUWeight",
+    "CPUShares",
+    "CPUQuotaPerSecUSec",
+    "CPUQuotaPeriodUSec",
+    "AllowedCPUs",
+    "AllowedMemoryNodes",
+    "IOWeight",
+    "BlockIOWeight",
+    "MemoryMin",
+    "MemoryLow",
+    "MemoryHigh",
+    "MemoryMax",
+    "MemoryLimit",
+    "MemorySwapMax",
+    "TasksMax",
+];
+
+/// Those of `wanted` that `present` does not say. Of the two properties for memory on v1 one is enough, since each OCI
+/// runtime keeps to one of them.
+pub(crate) fn differing(wanted: Vec<Property>, present: &[Property]) -> Vec<Property> {
+    let now = |name: &str| present.iter().find(|property| property.name == name).map(|p| &p.value);
+    let said = |name: &str| wanted.iter().any(|p| p.name == name && now(name) == Some(&p.value));
+    let unused = |name: &str| now(name) == Some(&PropertyValue::Number(INFINITY));
+    let spare = |name: &str| match name {
+        "MemoryMax" => unused("MemoryMax") && said("MemoryLimit"),
+        "MemoryLimit" => unused("MemoryLimit") && said("MemoryMax"),
+        _ => false,
+    };
+    let differs = |property: &&Property| now(property.name) != Some(&property.value) && !spare(property.name);
+    wanted.iter().filter(differs).cloned().collect()
 }
 
 /// A property of a unit.
@@ -69,10 +105,21 @@ impl PropertyValue {
             Self::Bytes(bytes) => Value::from(bytes.as_slice()),
         }
     }
+
+    pub(crate) fn of_variant(value: &Value<'_>) -> Option<Self> {
+        match value {
+            Value::U64(number) => Some(Self::Number(*number)),
+            Value::Array(bytes) => {
+                bytes.iter().map(|byte| u8::try_from(byte).ok()).collect::<Option<_>>().map(Self::Bytes)
+            }
+            _ => None,
+        }
+    }
 }
 
-/// The properties that say the same as `limits` on a host with this hierarchy. Where there is no property for a limit
-/// (cpusets on v1, huge pages, most unified keys) there is none here, and systemd leaves such files alone.
+/// The properties that say the same as `limits` on a host with this hierarchy. Where there is no property for a limit (huge
+/// pages, most unified keys) there is none here, and systemd leaves such files alone; so it does with cpusets on v1, which it
+/// knows but does not manage.
 ///
 /// # Errors
 /// [`CgroupError::Value`] for a list of processors or nodes or a unified value that cannot be read.
@@ -88,15 +135,17 @@ pub fn properties(hierarchy: Hierarchy, limits: &Limits) -> Result<Vec<Property>
         found.number("IOWeight", limits.io_weight.and_then(io_weight));
         found.number("MemoryMax", limits.memory.map(bytes));
         found.number("MemorySwapMax", swap(limits));
-        found.bits("AllowedCPUs", limits.cpus.as_deref())?;
-        found.bits("AllowedMemoryNodes", limits.mems.as_deref())?;
-        limits.unified.iter().try_for_each(|(file, text)| found.unified(file, text))?;
     } else {
         found.number("CPUShares", limits.cpu_shares.filter(|shares| *shares > 0));
         found.number("BlockIOWeight", limits.io_weight.map(u64::from).filter(|weight| *weight > 0));
         // crun sets the one and runc the other; systemd prefers the first where both are set.
         found.number("MemoryMax", limits.memory.map(bytes));
         found.number("MemoryLimit", limits.memory.map(bytes));
+    }
+    found.bits("AllowedCPUs", limits.cpus.as_deref())?;
+    found.bits("AllowedMemoryNodes", limits.mems.as_deref())?;
+    if hierarchy == Hierarchy::V2 {
+        limits.unified.iter().try_for_each(|(file, text)| found.unified(file, text))?;
     }
     Ok(found.properties)
 }
@@ -243,6 +292,7 @@ mod tests {
             memory_and_swap: Some(96 << 20),
             tasks: Some(100),
             io_weight: Some(10),
+            hugepages: vec![("2MB".to_owned(), 0)],
             unified: BTreeMap::new(),
         }
     }
@@ -266,8 +316,10 @@ mod tests {
 
     #[test]
     fn every_limit_on_v1() {
-        use PropertyValue::Number;
+        use PropertyValue::{Bytes, Number};
         let expected = BTreeMap::from([
+            ("AllowedCPUs", Bytes(vec![0b111, 0b10])),
+            ("AllowedMemoryNodes", Bytes(vec![1])),
             ("CPUShares", Number(512)),
             ("CPUQuotaPerSecUSec", Number(500_000)),
             ("CPUQuotaPeriodUSec", Number(100_000)),
@@ -308,6 +360,23 @@ mod tests {
             assert_eq!(of(Hierarchy::V2, &none)[name], PropertyValue::Number(INFINITY), "{name}");
         }
         assert_eq!(of(Hierarchy::V1, &none)["MemoryLimit"], PropertyValue::Number(INFINITY));
+    }
+
+    #[test]
+    fn only_what_systemd_does_not_know_is_told() {
+        let number = |name, value| Property { name, value: PropertyValue::Number(value) };
+        let wanted = || vec![number("MemoryMax", 5), number("MemoryLimit", 5), number("TasksMax", 3)];
+        let names = |present: &[Property]| {
+            differing(wanted(), present).iter().map(|property| property.name).collect::<Vec<_>>()
+        };
+        assert_eq!(names(&[]), ["MemoryMax", "MemoryLimit", "TasksMax"]);
+        assert_eq!(names(&wanted()), Vec::<&str>::new());
+        let (max, limit, tasks) = ("MemoryMax", "MemoryLimit", number("TasksMax", 3));
+        let none = |name| number(name, INFINITY);
+        assert_eq!(names(&[number(max, 5), none(limit), tasks.clone()]), Vec::<&str>::new());
+        assert_eq!(names(&[none(max), number(limit, 5), number("TasksMax", 4)]), ["TasksMax"]);
+        assert_eq!(names(&[number(max, 4), number(limit, 5), tasks.clone()]), [max], "it outweighs the other");
+        assert_eq!(names(&[none(max), none(limit), tasks]), [max, limit]);
     }
 
     #[test]

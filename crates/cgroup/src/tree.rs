@@ -14,6 +14,9 @@ use crate::error::CgroupError;
 use crate::mounts::{Mount, Mounts};
 
 mod kill;
+mod limits;
+
+pub(crate) use limits::{Contents, restore};
 
 /// How long a directory may stay busy with processes that are ending.
 const REMOVE_LIMIT: Duration = Duration::from_secs(5);

@@ -1,6 +1,5 @@
 //! Updates by runtimes that behave and misbehave.
 #![cfg(feature = "probe")]
-#![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};

@@ -14,6 +14,8 @@ use zbus::{Connection, Guid, fdo, interface};
 use super::Endpoint;
 
 const PATH: &str = "/org/freedesktop/systemd1";
+/// Every unit is shown there.
+const UNIT_PATH: &str = "/org/freedesktop/systemd1/unit/any";
 
 /// How the manager treats the next calls of StopUnit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -39,6 +41,8 @@ pub(super) struct State {
     pub(super) failed: BTreeSet<String>,
     pub(super) calls: Vec<String>,
     pub(super) connections: usize,
+    pub(super) memory_max: u64,
+    pub(super) allowed_cpus: Vec<u8>,
     open: Vec<Connection>,
 }
 
@@ -72,7 +76,8 @@ impl FakeSystemd {
                 let (stream, _) = listener.accept().await.unwrap();
                 let manager = Manager(Arc::clone(&state));
                 let builder = Builder::unix_stream(stream).server(Guid::generate()).unwrap().p2p();
-                let connection = builder.serve_at(PATH, manager).unwrap().build().await.unwrap();
+                let builder = builder.serve_at(PATH, manager).unwrap().serve_at(UNIT_PATH, Scope(Arc::clone(&state)));
+                let connection = builder.unwrap().build().await.unwrap();
                 let mut state = state.lock().unwrap();
                 state.connections += 1;
                 state.open.push(connection);
@@ -102,6 +107,27 @@ impl Drop for FakeSystemd {
 }
 
 struct Manager(Arc<Mutex<State>>);
+
+struct Scope(Arc<Mutex<State>>);
+
+#[interface(name = "org.freedesktop.systemd1.Scope")]
+impl Scope {
+    #[zbus(property)]
+    fn memory_max(&self) -> u64 {
+        self.0.lock().unwrap().memory_max
+    }
+
+    #[zbus(property, name = "AllowedCPUs")]
+    fn allowed_cpus(&self) -> Vec<u8> {
+        self.0.lock().unwrap().allowed_cpus.clone()
+    }
+
+    /// A property that is no limit and of no type that limits have.
+    #[zbus(property)]
+    fn slice(&self) -> String {
+        "a.slice".to_owned()
+    }
+}
 
 #[derive(Debug, zbus::DBusError)]
 #[zbus(prefix = "org.freedesktop.systemd1")]
@@ -162,6 +188,12 @@ impl Manager {
             }
         }
         Ok(path(number).into())
+    }
+
+    async fn get_unit(&self, name: String) -> Result<OwnedObjectPath, Refusal> {
+        let known = self.state().units.contains(&name);
+        let path = || ObjectPath::try_from(UNIT_PATH).unwrap().into();
+        if known { Ok(path()) } else { Err(Refusal::NoSuchUnit(format!("Unit {name} not loaded."))) }
     }
 
     async fn reset_failed_unit(&self, name: String) -> Result<(), Refusal> {

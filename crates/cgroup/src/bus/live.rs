@@ -1,5 +1,6 @@
 //! One connection to systemd's manager, from its beginning to its loss.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::io;
 use std::sync::Arc;
@@ -12,15 +13,18 @@ use zbus::connection::Builder;
 use zbus::message::{Message, Type};
 use zbus::names::{BusName, UniqueName};
 use zbus::proxy::CacheProperties;
-use zbus::zvariant::{ObjectPath, OwnedObjectPath};
+use zbus::zvariant::{ObjectPath, OwnedObjectPath, OwnedValue};
 use zbus::{Connection, MatchRule, MessageStream, fdo};
 
 use super::Endpoint;
 use super::jobs::{Ended, Jobs};
 use crate::error::{BusFault, CgroupError};
+use crate::property::{LIMITING, Property, PropertyValue};
 
 const SYSTEMD: &str = "org.freedesktop.systemd1";
 const MANAGER: &str = "org.freedesktop.systemd1.Manager";
+const SCOPE: &str = "org.freedesktop.systemd1.Scope";
+const PROPERTIES: &str = "org.freedesktop.DBus.Properties";
 const NO_SUCH_UNIT: &str = "org.freedesktop.systemd1.NoSuchUnit";
 /// What the bus answers in systemd's place while that is away, or says when it goes away itself.
 const AWAY: [&str; 8] = [
@@ -136,6 +140,17 @@ impl Live {
             Ok(()) | Err(Trouble::NoUnit(_)) => Ok(()),
             Err(trouble) => Err(trouble),
         }
+    }
+
+    /// What limits a scope.
+    pub(super) async fn limits(&self, scope: &str) -> Result<Vec<Property>, Trouble> {
+        let unit = self.manager.get_unit(scope).await?;
+        let connection = self.manager.inner().connection();
+        let reply =
+            connection.call_method(Some(SYSTEMD), &unit, Some(PROPERTIES), "GetAll", &(SCOPE,)).await?;
+        let all: HashMap<String, OwnedValue> = reply.body().deserialize()?;
+        let value = |name: &str| PropertyValue::of_variant(all.get(name)?);
+        Ok(LIMITING.iter().filter_map(|&name| Some(Property { name, value: value(name)? })).collect())
     }
 
     /// The units that failed, by a pattern of their names.

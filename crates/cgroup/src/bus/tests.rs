@@ -182,3 +182,21 @@ async fn properties_arrive_with_systemds_types() {
     let error = bus.set_properties("gone.scope", &wanted).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::NotFound);
 }
+
+#[tokio::test]
+async fn the_limits_of_a_scope_are_read() {
+    let systemd = with_unit(Mood::Well);
+    systemd.state().memory_max = 64 << 20;
+    systemd.state().allowed_cpus = vec![0b101];
+    let bus = bus(&systemd, PLENTY);
+    let expected = [
+        Property { name: "AllowedCPUs", value: PropertyValue::Bytes(vec![0b101]) },
+        Property { name: "MemoryMax", value: PropertyValue::Number(64 << 20) },
+    ];
+    assert_eq!(bus.limits(UNIT).await.unwrap(), expected);
+    systemd.state().allowed_cpus.clear();
+    let none = Property { name: "AllowedCPUs", value: PropertyValue::Bytes(Vec::new()) };
+    assert!(bus.limits(UNIT).await.unwrap().contains(&none));
+    let error = bus.limits("other.scope").await.unwrap_err();
+    assert!(matches!(error, CgroupError::Bus { fault: BusFault::NoUnit, .. }), "{error:?}");
+}
