@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::values::{AbsolutePath, HandlerFlag, OptionalPath};
 use crate::config::{CgroupDriver, ConfigFile, Format, Level, Source};
@@ -32,6 +32,22 @@ pub enum Command {
         /// The shell.
         shell: clap_complete::Shell,
     },
+    /// Print a page of the manual, for `man -l -`.
+    Man {
+        /// The page.
+        #[arg(default_value = "crimson")]
+        page: Page,
+    },
+}
+
+/// A page of the manual.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub enum Page {
+    /// crimson(8), the program.
+    Crimson,
+    /// crimson-config.toml(5), the configuration.
+    #[value(name = "crimson-config.toml")]
+    Config,
 }
 
 /// What can be done with the configuration.

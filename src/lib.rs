@@ -7,6 +7,7 @@ pub mod facts;
 pub mod handlers;
 pub mod listener;
 pub mod logging;
+pub mod manual;
 pub mod notify;
 pub mod pod;
 pub mod service;

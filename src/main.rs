@@ -5,10 +5,10 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
-use crimson::cli::{Cli, Command, ConfigCommand, SourceArgs};
+use crimson::cli::{Cli, Command, ConfigCommand, Page, SourceArgs};
 use crimson::config::{self, Config, Loaded, Source};
 use crimson::logging::Logging;
-use crimson::{app, listener};
+use crimson::{app, listener, manual};
 
 /// Exit code of a command line or configuration that cannot be used (EX_USAGE).
 const USAGE: u8 = 64;
@@ -27,6 +27,7 @@ fn main() -> ExitCode {
         Command::Config(ConfigCommand::Dump(args)) => dump(args),
         Command::Version => print(concat!("crimson ", env!("CARGO_PKG_VERSION"), " (CRI v1)\n")),
         Command::Completions { shell } => completions(shell),
+        Command::Man { page } => man(page),
     }
 }
 
@@ -74,6 +75,13 @@ fn completions(shell: clap_complete::Shell) -> ExitCode {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "crimson", &mut script);
     print(&String::from_utf8_lossy(&script))
+}
+
+fn man(page: Page) -> ExitCode {
+    match page {
+        Page::Crimson => manual::program().map_or_else(|error| complain(&error, FAILURE), |page| print(&page)),
+        Page::Config => print(&manual::configuration()),
+    }
 }
 
 /// Help goes to standard output and is no failure; the rest is.

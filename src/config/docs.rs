@@ -72,11 +72,11 @@ fn value_column(table: &Description) -> &'static str {
     if table.is_example { "example" } else { "default" }
 }
 
-fn sentence(lines: &[&str]) -> String {
+pub(crate) fn sentence(lines: &[&str]) -> String {
     lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
 }
 
-fn tables() -> Vec<Description> {
+pub(crate) fn tables() -> Vec<Description> {
     let mut tables = Vec::new();
     ConfigFile::describe("", &mut tables);
     tables
