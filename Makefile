@@ -3,14 +3,17 @@
 #   make run [ONCE=1]   build, then show a server running a pod with two containers; ONCE=1 tears it all down again
 #   make test           build, then run every test
 #   make build          the release binaries: target/release/crimson, target/release/crimson-monitor
+#   make deb            the Debian package of these: target/debian/crimson_*.deb (PROFILE=dev for one of unoptimised programs)
 #   make bench          time from a pulled image to a running pod, step by step (ROUNDS=20, ENDPOINT=… for another server)
 #   make lint           formatting, clippy with warnings denied, dependency policy
 #   make deps           install what is missing from Debian, nothing else
 
-CARGO  ?= cargo
-ROUNDS ?= 20
+CARGO   ?= cargo
+ROUNDS  ?= 20
+PROFILE ?= release
+CARGO_DEB := $(or $(shell command -v cargo-deb),.cache/cargo-deb/bin/cargo-deb)
 
-.PHONY: run test build bench lint deps deps-test fmt clippy deny
+.PHONY: run test build deb bench lint deps deps-test fmt clippy deny
 
 # The harness is a client only: built unoptimised, it compiles in a fraction of the time.
 run: deps build
@@ -26,6 +29,19 @@ build:
 	$(CARGO) build --release --package crimson
 	$(CARGO) build --profile monitor --package monitor
 	install -m 0755 target/monitor/crimson-monitor target/release/crimson-monitor
+
+# PROFILE=dev packages what `make test` has built anyway. REVISION=2 makes a package that is an upgrade of the same version.
+deb: $(if $(filter dev,$(PROFILE)),build-dev,build) $(CARGO_DEB)
+	deploy/debian/stage.sh target/$(if $(filter dev,$(PROFILE)),debug,release)
+	PATH="$(dir $(abspath $(CARGO_DEB))):$$PATH" $(CARGO) deb --no-build --no-strip $(if $(REVISION),--deb-revision $(REVISION))
+
+build-dev:
+	$(CARGO) build --workspace --bins
+
+# Not in Debian: compiled once into .cache. Without its default features it calls xz rather than linking to it.
+.cache/cargo-deb/bin/cargo-deb:
+	CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install --locked --debug --no-default-features --root .cache/cargo-deb --target-dir .cache/cargo-deb/target cargo-deb
+	rm -rf .cache/cargo-deb/target
 
 bench: deps build
 	$(CARGO) build --package e2e --bin pod_start
