@@ -34,7 +34,7 @@ pub use machine::Machine;
 pub use network::Network;
 pub use node::{Node, Options, binary_dir};
 pub use registry::{PASSWORD, Registry, USER};
-pub use setting::{CgroupDriver, patience};
+pub use setting::{CgroupDriver, patience, program};
 pub use snapshot::Snapshot;
 pub use steps::{Step, parse_steps};
 

@@ -56,8 +56,9 @@ pub(crate) fn runtime_flags() -> Result<Vec<String>> {
     Ok(vec!["--runtime".to_owned(), format!("{name}={}", path.display())])
 }
 
-/// Where PATH has a program.
-fn program(name: &str) -> Option<PathBuf> {
+/// Where PATH has a program, or the system's own directory, which a user's PATH leaves out.
+#[must_use]
+pub fn program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).chain(["/usr/sbin".into()]).map(|dir| dir.join(name)).find(|it| it.is_file())
 }

@@ -1,0 +1,95 @@
+//! A reboot with pods: what ran is shown ended, and a kubelet runs it anew.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use e2e::cri::{ContainerState, PodSandboxState};
+use e2e::{ContainerSpec, PodSpec, Result};
+use serde_json::{Value, json};
+
+use crate::leaks;
+use crate::runner::Verdict;
+use crate::world::{KEPT, World};
+
+/// Leaves running pods behind and writes down which.
+pub(crate) async fn before(world: &World) -> Result<Verdict> {
+    let cri = world.cri().await?;
+    let image = world.image(&cri).await?;
+    let mut pods = Vec::new();
+    for handler in ["crun", "runc"] {
+        let pod = world.pod(&format!("over-{handler}"), handler);
+        let pod_id = cri.run_pod(&pod).await?;
+        let id = cri.run(&pod_id, &ContainerSpec::lasting("c", &image), &pod).await?;
+        let uid = pod.config.metadata.as_ref().map(|it| it.uid.clone()).unwrap_or_default();
+        pods.push(json!({ "handler": handler, "uid": uid, "pod": pod_id, "container": id, "pid": cri.container_pid(&id).await? }));
+    }
+    let note = json!({ "image": image, "reference": world.reference, "pods": pods });
+    std::fs::write(note_path(), note.to_string())?;
+    Ok(Verdict::LeavesPods)
+}
+
+/// Does what a kubelet does that comes up on such a node.
+pub(crate) async fn after(world: &World) -> Result<Verdict> {
+    let note: Value =
+        serde_json::from_slice(&std::fs::read(note_path()).context("the note of the first boot")?)?;
+    let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let pods = note["pods"].as_array().cloned().unwrap_or_default();
+    // The registry has another port in each boot.
+    world.configure()?;
+    let cri = world.cri().await?;
+    let listed: BTreeSet<String> = cri.all_pods().await?.into_iter().map(|pod| pod.id).collect();
+    ensure!(
+        listed == pods.iter().map(|pod| text(&pod["pod"])).collect(),
+        "the pods after the reboot: {listed:?}"
+    );
+    let image = cri.image(&text(&note["reference"])).await?.context("the image outlives a reboot")?;
+    ensure!(image.id == text(&note["image"]), "the image is {}", image.id);
+
+    for old in &pods {
+        let (pod_id, id, handler) = (text(&old["pod"]), text(&old["container"]), text(&old["handler"]));
+        let status = cri.container(&id).await?;
+        ensure!(status.state() == ContainerState::ContainerExited, "{handler}: the container is {status:?}");
+        ensure!(
+            status.exit_code != 0 && status.finished_at > 0 && !status.reason.is_empty(),
+            "{handler}: {status:?}"
+        );
+        ensure!(
+            cri.pod(&pod_id).await?.state() == PodSandboxState::SandboxNotready,
+            "{handler}: the pod is ready"
+        );
+        println!("    {handler}: exit code {}, {}: {}", status.exit_code, status.reason, status.message);
+
+        let pod = again(world, &handler, &text(&old["uid"]));
+        let anew = cri.run_pod(&pod).await?;
+        let container = cri.run(&anew, &ContainerSpec::lasting("c", &image.id).attempt(1), &pod).await?;
+        ensure!(cri.shell(&container, "echo up").await? == "up", "{handler}: the new container");
+        cri.remove(&id).await?;
+        cri.stop_pod(&pod_id).await?;
+        cri.remove_pod(&pod_id).await?;
+        ensure!(
+            cri.container(&container).await?.state() == ContainerState::ContainerRunning,
+            "{handler}: the new one stays"
+        );
+        cri.stop_pod(&anew).await?;
+        cri.remove_pod(&anew).await?;
+    }
+    leaks::assert_none(world).await?;
+    Ok(Verdict::Passed)
+}
+
+/// The pod of the first boot at its next attempt.
+fn again(world: &World, handler: &str, uid: &str) -> PodSpec {
+    let mut pod = world.pod(&format!("over-{handler}"), handler).attempt(1);
+    if let Some(metadata) = &mut pod.config.metadata {
+        metadata.uid = uid.to_owned();
+    }
+    if let Some(linux) = &mut pod.config.linux {
+        linux.cgroup_parent = crate::world::slice_of(uid);
+    }
+    pod
+}
+
+fn note_path() -> std::path::PathBuf {
+    Path::new(KEPT).join("before.json")
+}
