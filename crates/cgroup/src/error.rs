@@ -197,7 +197,7 @@ impl Kind for CgroupError {
             Self::OtherDriver { .. } | Self::Name { .. } | Self::Value { .. } => ErrorKind::InvalidArgument,
             Self::NotMounted { .. } | Self::DriverInForce { .. } | Self::MemoryInUse { .. } => {
                 ErrorKind::FailedPrecondition
-            },
+            }
             Self::Bus { fault: BusFault::Unreachable, .. } | Self::NoAnswer { .. } => ErrorKind::Unavailable,
             Self::Bus { fault: BusFault::NoUnit, .. } => ErrorKind::NotFound,
             Self::Bus { fault: BusFault::Refused, .. } | Self::Job { .. } | Self::Persisted { .. } => {

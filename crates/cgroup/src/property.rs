@@ -375,7 +375,11 @@ mod tests {
         let none = |name| number(name, INFINITY);
         assert_eq!(names(&[number(max, 5), none(limit), tasks.clone()]), Vec::<&str>::new());
         assert_eq!(names(&[none(max), number(limit, 5), number("TasksMax", 4)]), ["TasksMax"]);
-        assert_eq!(names(&[number(max, 4), number(limit, 5), tasks.clone()]), [max], "it outweighs the other");
+        assert_eq!(
+            names(&[number(max, 4), number(limit, 5), tasks.clone()]),
+            [max],
+            "it outweighs the other"
+        );
         assert_eq!(names(&[none(max), none(limit), tasks]), [max, limit]);
     }
 

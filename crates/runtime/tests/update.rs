@@ -31,7 +31,10 @@ fn a_refusal_is_quoted_and_not_repeated() {
     let (root, scratch) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     std::fs::write(root.path().join("refuse"), "too little memory").unwrap();
     let error = update(&scripted(root.path()), "c1", b"{}", scratch.path(), LIMIT).unwrap_err();
-    assert!(matches!(&error, RuntimeError::Failed { message, .. } if message == "too little memory"), "{error}");
+    assert!(
+        matches!(&error, RuntimeError::Failed { message, .. } if message == "too little memory"),
+        "{error}"
+    );
     assert_eq!(calls(root.path()).len(), 1);
     assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
 }

@@ -1,21 +1,30 @@
 //! Limits of a container: CRI's numbers → OCI's, and the merging of updates.
 //!
 //! In CRI zero or empty means "not said": at creation no limit, in an update unchanged. Shares are passed on as they
-//! are; the OCI runtime turns them into a weight on cgroup v2.
+//! are; the OCI runtime turns them into a weight on cgroup v2. Swap on v2 goes by its own file: told of memory and swap
+//! together, neither runc nor crun tells systemd what it then writes (runc 1.1.15 leaves no swap out, crun 1.21 says the sum).
+
+use std::collections::HashMap;
 
 use cri_api::v1;
-use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources};
+use oci_spec::runtime::{LinuxCpu, LinuxHugepageLimit, LinuxMemory, LinuxResources, Spec};
 
 use crate::error::SpecError;
 use crate::facts::{Hierarchy, NodeFacts};
-use crate::request::ContainerRequest;
+use crate::request::{ContainerRequest, SandboxRequest};
+
+/// What the kernel takes for a period, in microseconds; the least is also that of a quota.
+const PERIOD: std::ops::RangeInclusive<i64> = 1_000..=1_000_000;
+/// The highest number that is taken for a processor or a memory node.
+const LAST_NODE: u32 = 8191;
+/// The file of the swap limit on v2.
+const SWAP_FILE: &str = "memory.swap.max";
 
 /// Checks what needs no knowledge of the node.
 pub(crate) fn check(resources: Option<&v1::LinuxContainerResources>) -> Result<(), SpecError> {
     let Some(resources) = resources else { return Ok(()) };
-    not_below("cpu_period", resources.cpu_period, 0)?;
+    check_quota(resources)?;
     not_below("cpu_shares", resources.cpu_shares, 0)?;
-    not_below("cpu_quota", resources.cpu_quota, -1)?;
     not_below("memory_limit_in_bytes", resources.memory_limit_in_bytes, -1)?;
     not_below("memory_swap_limit_in_bytes", resources.memory_swap_limit_in_bytes, -1)?;
     cpuset("cpuset_cpus", &resources.cpuset_cpus)?;
@@ -33,8 +42,26 @@ fn not_below(field: &'static str, value: i64, least: i64) -> Result<(), SpecErro
     if value >= least { Ok(()) } else { Err(SpecError::invalid(field, value.to_string(), "it is negative")) }
 }
 
+fn check_quota(resources: &v1::LinuxContainerResources) -> Result<(), SpecError> {
+    let (period, quota) = (resources.cpu_period, resources.cpu_quota);
+    if period != 0 && !PERIOD.contains(&period) {
+        let reason = "it is not between a millisecond and a second";
+        return Err(SpecError::invalid("cpu_period", period.to_string(), reason));
+    }
+    if !matches!(quota, -1 | 0) && quota < *PERIOD.start() {
+        let reason = "it is less than a millisecond, and not -1 for no limit";
+        return Err(SpecError::invalid("cpu_quota", quota.to_string(), reason));
+    }
+    Ok(())
+}
+
 fn cpuset(field: &'static str, list: &str) -> Result<(), SpecError> {
-    if list.bytes().all(|byte| byte.is_ascii_digit() || matches!(byte, b',' | b'-')) {
+    let number = |text: &str| text.parse::<u32>().ok().filter(|number| *number <= LAST_NODE);
+    let is_range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        number(first).is_some_and(|first| number(last).is_some_and(|last| first <= last))
+    };
+    if list.is_empty() || list.split(',').all(is_range) {
         return Ok(());
     }
     Err(SpecError::invalid(field, list, "it is not a list of numbers and ranges"))
@@ -87,25 +114,104 @@ fn merge_hugepages(
     present
 }
 
-/// The OCI limits of a request, for its spec and for the runtime's `update`. Device rules are not among them.
+/// The OCI limits of a request, for its spec. Device rules are not among them. What is unlimited is left out.
 ///
 /// # Errors
 /// [`SpecError`] when the node cannot enforce a limit that is asked for.
 pub fn linux_resources(request: &ContainerRequest, facts: &NodeFacts) -> Result<LinuxResources, SpecError> {
+    let mut asked = request.wire_resources().cloned().unwrap_or_default();
+    for limit in
+        [&mut asked.cpu_quota, &mut asked.memory_limit_in_bytes, &mut asked.memory_swap_limit_in_bytes]
+    {
+        *limit = (*limit).max(0);
+    }
+    if request.wire_resources().is_some_and(|asked| asked.memory_swap_limit_in_bytes < 0) {
+        asked.memory_swap_limit_in_bytes = -1;
+    }
+    translate(&asked, facts)
+}
+
+/// The OCI limits of a request, for the runtime's `update` of a running container: as [`linux_resources`], with what is
+/// unlimited said, since it may have been limited before.
+///
+/// # Errors
+/// As for [`linux_resources`].
+pub fn updated_resources(request: &ContainerRequest, facts: &NodeFacts) -> Result<LinuxResources, SpecError> {
+    translate(request.wire_resources().unwrap_or(&v1::LinuxContainerResources::default()), facts)
+}
+
+/// Writes the limits of a request into a spec that was made from an earlier one. Nothing else in it depends on them.
+///
+/// # Errors
+/// As for [`linux_resources`].
+pub fn update_spec(spec: &mut Spec, request: &ContainerRequest, facts: &NodeFacts) -> Result<(), SpecError> {
+    let mut resources = linux_resources(request, facts)?;
+    if let Some(linux) = spec.linux_mut() {
+        let devices = linux.resources().as_ref().and_then(|resources| resources.devices().clone());
+        resources.set_devices(devices);
+        linux.set_resources(Some(resources));
+    }
+    if let Some(process) = spec.process_mut() {
+        process.set_oom_score_adj(Some(oom_score_adj(request, facts)));
+    }
+    Ok(())
+}
+
+/// The limits in force on this node: those asked for, with what the node makes of them.
+#[must_use]
+pub fn in_force(request: &ContainerRequest, facts: &NodeFacts) -> Option<v1::LinuxContainerResources> {
+    let mut asked = request.wire_resources()?.clone();
+    if facts.swap_accounting && asked.memory_swap_limit_in_bytes == 0 {
+        asked.memory_swap_limit_in_bytes = asked.memory_limit_in_bytes;
+    }
+    asked.oom_score_adj = oom_score_adj(request, facts).into();
+    Some(asked)
+}
+
+fn translate(asked: &v1::LinuxContainerResources, facts: &NodeFacts) -> Result<LinuxResources, SpecError> {
     let mut linux = LinuxResources::default();
     linux.set_devices(None);
-    let Some(asked) = request.wire_resources() else { return Ok(linux) };
     linux.set_cpu(cpu(asked));
     linux.set_memory(memory(asked, facts)?);
     linux.set_hugepage_limits(hugepages(asked, facts)?);
-    if !asked.unified.is_empty() {
-        if facts.hierarchy == Hierarchy::V1 {
-            let what = "the unified resource map".to_owned();
-            return Err(SpecError::Unavailable { what, reason: "it needs cgroup v2" });
-        }
-        linux.set_unified(Some(asked.unified.clone()));
-    }
+    let unified = unified(asked, facts)?;
+    linux.set_unified(Some(unified).filter(|unified| !unified.is_empty()));
     Ok(linux)
+}
+
+fn unified(
+    asked: &v1::LinuxContainerResources,
+    facts: &NodeFacts,
+) -> Result<HashMap<String, String>, SpecError> {
+    let mut unified = asked.unified.clone();
+    if facts.hierarchy == Hierarchy::V1 {
+        if unified.is_empty() {
+            return Ok(unified);
+        }
+        let what = "the unified resource map".to_owned();
+        return Err(SpecError::Unavailable { what, reason: "it needs cgroup v2" });
+    }
+    if let Some(swap) = swap_alone(asked).filter(|_| facts.swap_accounting) {
+        unified.entry(SWAP_FILE.to_owned()).or_insert(swap);
+    }
+    Ok(unified)
+}
+
+/// Memory and swap together: without a swap limit of its own a container with a memory limit gets no swap.
+fn memory_and_swap(asked: &v1::LinuxContainerResources) -> i64 {
+    match asked.memory_swap_limit_in_bytes {
+        0 => asked.memory_limit_in_bytes,
+        both => both,
+    }
+}
+
+/// Swap as v2 counts it. Of a sum without a memory limit nobody knows how much of it is swap.
+fn swap_alone(asked: &v1::LinuxContainerResources) -> Option<String> {
+    let (memory, both) = (asked.memory_limit_in_bytes, memory_and_swap(asked));
+    if both < 0 {
+        return Some("max".to_owned());
+    }
+    (memory > 0 && both > 0).then(|| both.saturating_sub(memory).to_string())
 }
 
 fn cpu(asked: &v1::LinuxContainerResources) -> Option<LinuxCpu> {
@@ -120,17 +226,16 @@ fn cpu(asked: &v1::LinuxContainerResources) -> Option<LinuxCpu> {
     (cpu != LinuxCpu::default()).then_some(cpu)
 }
 
-/// Without a swap limit of its own a container with a memory limit gets no swap: both limits are the same.
 fn memory(asked: &v1::LinuxContainerResources, facts: &NodeFacts) -> Result<Option<LinuxMemory>, SpecError> {
     let limit = asked.memory_limit_in_bytes;
     if limit > 0 && limit < facts.min_memory_bytes {
         let reason = "it is below the least that a container can start with on this node";
         return Err(SpecError::invalid("memory_limit_in_bytes", limit.to_string(), reason));
     }
-    let swap = if asked.memory_swap_limit_in_bytes == 0 { limit } else { asked.memory_swap_limit_in_bytes };
+    let by_sum = facts.swap_accounting && facts.hierarchy == Hierarchy::V1;
     let mut memory = LinuxMemory::default();
     memory.set_limit(Some(limit).filter(|limit| *limit != 0));
-    memory.set_swap(Some(swap).filter(|swap| *swap != 0 && facts.swap_accounting));
+    memory.set_swap(Some(memory_and_swap(asked)).filter(|swap| *swap != 0 && by_sum));
     Ok((memory != LinuxMemory::default()).then_some(memory))
 }
 
@@ -158,6 +263,178 @@ fn hugepages(
 }
 
 /// The score for the kernel's out-of-memory killer, brought into the range this node can set.
-pub(crate) fn oom_score_adj(request: &ContainerRequest, facts: &NodeFacts) -> i32 {
+#[must_use]
+pub fn oom_score_adj(request: &ContainerRequest, facts: &NodeFacts) -> i32 {
     facts.clamp_oom(request.wire_resources().map_or(0, |asked| asked.oom_score_adj))
+}
+
+/// Checked values of an UpdatePodSandboxResources call. kubelet owns the pod's group; a sandbox only remembers them.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SandboxResources {
+    overhead: Option<v1::LinuxContainerResources>,
+    resources: Option<v1::LinuxContainerResources>,
+}
+
+impl SandboxResources {
+    /// Checks the values; what is none stays as it is.
+    ///
+    /// # Errors
+    /// [`SpecError`] naming the first value that cannot be meant.
+    pub fn parse(
+        overhead: Option<v1::LinuxContainerResources>,
+        resources: Option<v1::LinuxContainerResources>,
+    ) -> Result<Self, SpecError> {
+        check(overhead.as_ref())?;
+        check(resources.as_ref())?;
+        Ok(Self { overhead, resources })
+    }
+
+    /// The request with these values.
+    ///
+    /// # Errors
+    /// Those of [`SandboxRequest::parse`], which the request has passed before.
+    pub fn applied_to(&self, request: &SandboxRequest) -> Result<SandboxRequest, SpecError> {
+        let mut config = request.config().clone();
+        let linux = config.linux.get_or_insert_default();
+        for (values, place) in
+            [(&self.overhead, &mut linux.overhead), (&self.resources, &mut linux.resources)]
+        {
+            if values.is_some() {
+                place.clone_from(values);
+            }
+        }
+        SandboxRequest::parse(config, request.runtime_handler().to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fixtures;
+
+    fn request(resources: v1::LinuxContainerResources) -> ContainerRequest {
+        let mut config = fixtures::container();
+        *fixtures::resources(&mut config) = resources;
+        ContainerRequest::parse(config).unwrap()
+    }
+
+    fn v2() -> NodeFacts {
+        NodeFacts::default()
+    }
+
+    fn limited() -> v1::LinuxContainerResources {
+        v1::LinuxContainerResources {
+            cpu_quota: 50_000,
+            cpu_period: 100_000,
+            memory_limit_in_bytes: 64 << 20,
+            memory_swap_limit_in_bytes: 96 << 20,
+            oom_score_adj: 500,
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn what_is_unlimited_is_left_out_at_first_and_said_in_an_update() {
+        let none = v1::LinuxContainerResources {
+            cpu_quota: -1,
+            memory_limit_in_bytes: -1,
+            memory_swap_limit_in_bytes: -1,
+            ..Default::default()
+        };
+        let request = request(none);
+        let v1 = fixtures::facts();
+        let created = linux_resources(&request, &v1).unwrap();
+        assert_eq!((created.cpu(), created.memory().unwrap().limit()), (&None, None));
+        let updated = updated_resources(&request, &v1).unwrap();
+        assert_eq!(updated.cpu().as_ref().unwrap().quota(), Some(-1));
+        let memory = updated.memory().unwrap();
+        assert_eq!((memory.limit(), memory.swap()), (Some(-1), Some(-1)));
+        let updated = updated_resources(&request, &v2()).unwrap();
+        assert_eq!(updated.memory().unwrap().swap(), None);
+        assert_eq!(updated.unified().as_ref().unwrap()[SWAP_FILE], "max");
+    }
+
+    #[test]
+    fn swap_on_v2_goes_by_its_own_file() {
+        let swap = |memory, both, key: Option<&str>| {
+            let mut asked = v1::LinuxContainerResources {
+                memory_limit_in_bytes: memory,
+                memory_swap_limit_in_bytes: both,
+                ..Default::default()
+            };
+            asked.unified.extend(key.map(|key| (SWAP_FILE.to_owned(), key.to_owned())));
+            let linux = linux_resources(&request(asked), &v2()).unwrap();
+            assert_eq!(linux.memory().and_then(|memory| memory.swap()), None);
+            linux.unified().as_ref().and_then(|unified| unified.get(SWAP_FILE).cloned())
+        };
+        let mib = 1 << 20;
+        assert_eq!(swap(64 * mib, 0, None).unwrap(), "0");
+        assert_eq!(swap(64 * mib, 96 * mib, None).unwrap(), (32 * mib).to_string());
+        assert_eq!(swap(64 * mib, -1, None).unwrap(), "max");
+        assert_eq!(swap(64 * mib, 0, Some("7")).unwrap(), "7", "what is said by name holds");
+        assert_eq!(swap(0, 96 * mib, None), None);
+        assert_eq!(swap(0, 0, None), None);
+    }
+
+    #[test]
+    fn a_spec_gets_new_limits_and_keeps_the_rest() {
+        let spec = fixtures::container_json(fixtures::container(), fixtures::pod(), &v2(), |_| {}).unwrap();
+        let before: Spec = serde_json::from_value(spec).unwrap();
+        let mut changed = before.clone();
+        update_spec(&mut changed, &request(limited()), &v2()).unwrap();
+        let json = serde_json::to_value(&changed).unwrap();
+        assert_eq!(json["linux"]["resources"]["memory"]["limit"], 64 << 20);
+        assert_eq!(
+            json["linux"]["resources"]["devices"],
+            serde_json::json!([{"allow": false, "access": "rwm"}])
+        );
+        assert_eq!(json["process"]["oomScoreAdj"], 500);
+        update_spec(&mut changed, &ContainerRequest::parse(fixtures::container()).unwrap(), &v2()).unwrap();
+        assert_eq!(changed, before);
+    }
+
+    #[test]
+    fn what_is_in_force_is_what_the_node_makes_of_it() {
+        let mut asked = limited();
+        asked.memory_swap_limit_in_bytes = 0;
+        asked.oom_score_adj = -998;
+        let weak = NodeFacts { oom_score_adj_floor: 0, ..v2() };
+        let shown = in_force(&request(asked.clone()), &weak).unwrap();
+        assert_eq!((shown.memory_swap_limit_in_bytes, shown.oom_score_adj), (64 << 20, 0));
+        let blind = NodeFacts { swap_accounting: false, ..v2() };
+        assert_eq!(in_force(&request(asked.clone()), &blind).unwrap(), asked);
+    }
+
+    #[test]
+    fn lists_quotas_and_periods_that_the_kernel_refuses_are_refused_by_name() {
+        let refused = |field: &str, change: fn(&mut v1::LinuxContainerResources)| {
+            let mut asked = limited();
+            change(&mut asked);
+            let error = check(Some(&asked)).unwrap_err().to_string();
+            assert!(error.contains(field), "{error}");
+        };
+        refused("cpu_period", |asked| asked.cpu_period = 999);
+        refused("cpu_period", |asked| asked.cpu_period = 1_000_001);
+        refused("cpu_quota", |asked| asked.cpu_quota = 999);
+        refused("cpu_quota", |asked| asked.cpu_quota = -2);
+        for list in ["3-1", "1,", "-1", "1-", "a", "8192", "0-2-3"] {
+            let error = cpuset("cpuset_cpus", list).unwrap_err().to_string();
+            assert!(error.contains("cpuset_cpus"), "{error}");
+        }
+        for list in ["", "0", "0-3,7", "5,1-2"] {
+            cpuset("cpuset_mems", list).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_sandbox_remembers_what_it_is_told() {
+        let pod = SandboxRequest::parse(fixtures::pod(), "h".to_owned()).unwrap();
+        let told = SandboxResources::parse(None, Some(limited())).unwrap().applied_to(&pod).unwrap();
+        let told = SandboxResources::parse(Some(limited()), None).unwrap().applied_to(&told).unwrap();
+        let linux = told.config().linux.clone().unwrap();
+        assert_eq!((linux.overhead, linux.resources), (Some(limited()), Some(limited())));
+        assert_eq!((told.key(), told.runtime_handler()), (pod.key(), "h"));
+        let bad = v1::LinuxContainerResources { cpu_quota: -7, ..Default::default() };
+        SandboxResources::parse(None, Some(bad)).unwrap_err();
+    }
 }

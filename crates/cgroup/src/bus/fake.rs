@@ -76,7 +76,8 @@ impl FakeSystemd {
                 let (stream, _) = listener.accept().await.unwrap();
                 let manager = Manager(Arc::clone(&state));
                 let builder = Builder::unix_stream(stream).server(Guid::generate()).unwrap().p2p();
-                let builder = builder.serve_at(PATH, manager).unwrap().serve_at(UNIT_PATH, Scope(Arc::clone(&state)));
+                let builder =
+                    builder.serve_at(PATH, manager).unwrap().serve_at(UNIT_PATH, Scope(Arc::clone(&state)));
                 let connection = builder.unwrap().build().await.unwrap();
                 let mut state = state.lock().unwrap();
                 state.connections += 1;

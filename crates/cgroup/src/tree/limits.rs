@@ -152,7 +152,9 @@ fn set_hugepage(group: &Path, size: &str, limit: u64) -> Result<(), CgroupError>
     for end in ["max", "rsvd.max", "limit_in_bytes", "rsvd.limit_in_bytes"] {
         let file = group.join(format!("hugetlb.{size}.{end}"));
         match std::fs::OpenOptions::new().write(true).open(&file) {
-            Ok(_) => std::fs::write(&file, limit.to_string()).map_err(|e| CgroupError::step("write", &file, e))?,
+            Ok(_) => {
+                std::fs::write(&file, limit.to_string()).map_err(|e| CgroupError::step("write", &file, e))?
+            }
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(CgroupError::step("open", &file, error)),
         }
@@ -186,9 +188,8 @@ fn widen(group: &Path, file: &str, more: Option<&str>) {
 /// Says whether there was something to change. Processes that end meanwhile are none.
 fn change_oom_score(pid: i32, from: i32, to: i32) -> Result<bool, CgroupError> {
     let file = PathBuf::from(format!("/proc/{pid}/oom_score_adj"));
-    let gone = |error: &std::io::Error| {
-        is_gone(error) || error.raw_os_error() == Some(Errno::SRCH.raw_os_error())
-    };
+    let gone =
+        |error: &std::io::Error| is_gone(error) || error.raw_os_error() == Some(Errno::SRCH.raw_os_error());
     match std::fs::read_to_string(&file) {
         Ok(text) if text.trim() == from.to_string() && from != to => {}
         Err(error) if !gone(&error) => return Err(CgroupError::step("read", &file, error)),
@@ -247,7 +248,10 @@ mod tests {
     fn memory_in_use_is_refused_but_for_what_can_be_dropped() {
         let dir = tempfile::tempdir().unwrap();
         refuse_memory_in_use(dir.path(), 1).unwrap();
-        fill(dir.path(), &[("memory.current", "100\n"), ("memory.stat", "anon 60\ninactive_file 30\nfile 40\n")]);
+        fill(
+            dir.path(),
+            &[("memory.current", "100\n"), ("memory.stat", "anon 60\ninactive_file 30\nfile 40\n")],
+        );
         refuse_memory_in_use(dir.path(), 70).unwrap();
         let error = refuse_memory_in_use(dir.path(), 69).unwrap_err();
         assert!(matches!(error, CgroupError::MemoryInUse { limit: 69, used: 70 }), "{error}");
