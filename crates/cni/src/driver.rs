@@ -31,13 +31,15 @@ use crate::network::{Attachment, Network, NetworkStatus};
 use crate::orphan;
 use crate::plugin::Deadline;
 use crate::pod::PodNetwork;
-use crate::published::Published;
+use crate::published::{Health, Published};
 use crate::record::{Lookup, Record, Records};
 use crate::result;
 use crate::syncer::{self, Rhythm};
 
 /// The longest that a collection keeps pods from being attached.
 const GC_LIMIT: Duration = Duration::from_secs(15);
+/// How long a reload waits for the plugins of another directory to say how they are.
+const SETTLE_LIMIT: Duration = Duration::from_secs(6);
 /// How many stale attachments are undone at a time.
 const GC_PARALLEL: usize = 8;
 
@@ -45,16 +47,50 @@ const GC_PARALLEL: usize = 8;
 #[derive(Debug)]
 pub struct Cni {
     inner: Arc<Inner>,
-    _tasks: DropGuard,
+    rhythm: Rhythm,
+    tasks: DropGuard,
+}
+
+/// What a reload replaces; each step of an operation takes the one in force.
+#[derive(Debug, Clone)]
+struct Setup {
+    config: CniConfig,
+    chain: Chain,
+    state: watch::Receiver<Published>,
+    /// Ends the tasks that keep `state` true when the last setup with it goes.
+    _watching: Arc<DropGuard>,
+}
+
+impl Setup {
+    async fn begin(config: CniConfig, rhythm: Rhythm, end: CancellationToken) -> Self {
+        let chain = Chain { bin_dirs: config.bin_dirs.clone() };
+        let state = syncer::spawn(config.conf_dir.clone(), chain.clone(), rhythm, end.clone()).await;
+        Self { config, chain, state, _watching: Arc::new(end.drop_guard()) }
+    }
+
+    /// Waits until the plugins were asked how they are; a reload shall not make the node unready for a moment.
+    async fn settle(&mut self) {
+        let asked = |state: &Published| state.network.is_none() || state.health != Health::Unknown;
+        // One that stays unknown is shown as such.
+        drop(tokio::time::timeout(SETTLE_LIMIT, self.state.wait_for(asked)).await);
+    }
+
+    fn deadline(&self) -> Deadline {
+        Deadline::after(self.config.operation_timeout)
+    }
+
+    fn network(&self) -> Result<Arc<Source>, CniError> {
+        let state = self.state.borrow();
+        let none = || CniError::NotInitialized(state.why_none(&self.config.conf_dir));
+        state.network.clone().ok_or_else(none)
+    }
 }
 
 #[derive(Debug)]
 struct Inner {
-    config: CniConfig,
-    chain: Chain,
+    setup: watch::Sender<Arc<Setup>>,
     records: Records,
     gate: Gate,
-    state: watch::Receiver<Published>,
     /// Sandboxes that this process attached and did not begin to detach.
     live: Mutex<BTreeSet<SandboxId>>,
     /// Sandboxes that were on record at start and not worked on since: an earlier life's plugins may still run.
@@ -77,20 +113,38 @@ impl Cni {
         shutdown: &CancellationToken,
     ) -> Result<Self, CniError> {
         let records = Records::open(config.cache_dir.clone()).await?;
-        let chain = Chain { bin_dirs: config.bin_dirs.clone() };
         let end = shutdown.child_token();
-        let state = syncer::spawn(config.conf_dir.clone(), chain.clone(), rhythm, end.clone()).await;
+        let setup = Setup::begin(config, rhythm.clone(), end.child_token()).await;
         let inherited =
             Mutex::new(records.list().map_err(|error| records.unusable(error))?.into_iter().collect());
         let (gate, live) = (Gate::default(), Mutex::default());
-        let inner = Arc::new(Inner { config, chain, records, gate, state, live, inherited });
-        Ok(Self { inner, _tasks: end.drop_guard() })
+        let setup = watch::Sender::new(Arc::new(setup));
+        let inner = Arc::new(Inner { setup, records, gate, live, inherited });
+        Ok(Self { inner, rhythm, tasks: end.drop_guard() })
+    }
+
+    /// Works by other directories and limits from now on. Operations under way end as they began; where records lie and
+    /// what interfaces are called does not change.
+    pub async fn reconfigure(&self, config: CniConfig) {
+        let old = self.inner.setup();
+        let CniConfig { cache_dir, interface, .. } = old.config.clone();
+        let config = CniConfig { cache_dir, interface, ..config };
+        let same = config.conf_dir == old.config.conf_dir && config.bin_dirs == old.config.bin_dirs;
+        let next = if same {
+            Setup { config, ..Setup::clone(&old) }
+        } else {
+            let end = self.tasks.token().child_token();
+            let mut next = Setup::begin(config, self.rhythm.clone(), end).await;
+            next.settle().await;
+            next
+        };
+        self.inner.setup.send_replace(Arc::new(next));
     }
 
     /// Waits until [`Network::status`] satisfies `wanted`; None when the driver was shut down first.
     pub async fn wait_for(&self, mut wanted: impl FnMut(&NetworkStatus) -> bool) -> Option<NetworkStatus> {
-        let mut state = self.inner.state.clone();
-        let dir = &self.inner.config.conf_dir;
+        let setup = self.inner.setup();
+        let (mut state, dir) = (setup.state.clone(), &setup.config.conf_dir);
         let state = state.wait_for(|state| wanted(&state.status(dir))).await.ok()?;
         Some(state.status(dir))
     }
@@ -100,7 +154,7 @@ impl Cni {
 impl Network for Cni {
     async fn setup(&self, pod: &PodNetwork) -> Result<Attachment, CniError> {
         let (inner, pod) = (Arc::clone(&self.inner), pod.clone());
-        finish(tokio::spawn(async move { inner.setup(&pod).await })).await
+        finish(tokio::spawn(async move { inner.attach_new(&pod).await })).await
     }
 
     async fn teardown(&self, pod: &PodNetwork) -> Result<(), CniError> {
@@ -119,12 +173,14 @@ impl Network for Cni {
     }
 
     fn status(&self) -> NetworkStatus {
-        self.inner.state.borrow().status(&self.inner.config.conf_dir)
+        let setup = self.inner.setup();
+        setup.state.borrow().status(&setup.config.conf_dir)
     }
 
     fn describe(&self) -> Value {
-        let config = &self.inner.config;
-        let network = self.inner.state.borrow().network.clone();
+        let setup = self.inner.setup();
+        let config = &setup.config;
+        let network = setup.state.borrow().network.clone();
         let networks: Vec<Value> =
             network.iter().map(|network| network.describe(&config.interface)).collect();
         json!({
@@ -153,13 +209,17 @@ async fn finish<T>(operation: JoinHandle<Result<T, CniError>>) -> Result<T, CniE
 }
 
 impl Inner {
-    async fn setup(&self, pod: &PodNetwork) -> Result<Attachment, CniError> {
+    fn setup(&self) -> Arc<Setup> {
+        Arc::clone(&self.setup.borrow())
+    }
+
+    async fn attach_new(&self, pod: &PodNetwork) -> Result<Attachment, CniError> {
         chain::check_arguments(pod)?;
         let netns = netns_of_new(pod)?;
         let network = self.network()?;
         let _operation = self.enter(&pod.sandbox).await?;
         self.undo_earlier(pod).await?;
-        self.chain.check_programs(&network.list)?;
+        self.setup().chain.check_programs(&network.list)?;
         let mut record = self.intend(pod, &network).await?;
         match self.attach(&mut record, netns).await {
             Ok(attachment) => Ok(attachment),
@@ -189,7 +249,7 @@ impl Inner {
     async fn intend(&self, pod: &PodNetwork, network: &Source) -> Result<Record, CniError> {
         let record = Record {
             pod: pod.clone(),
-            interface: self.config.interface.clone(),
+            interface: self.setup().config.interface.clone(),
             list: network.list.clone(),
             started: None,
             result: None,
@@ -204,7 +264,7 @@ impl Inner {
 
     async fn attach(&self, record: &mut Record, netns: String) -> Result<Attachment, CniError> {
         let subject = Subject::new(&record.pod, netns, &record.interface);
-        let added = self.chain.add(&record.list, &subject, self.deadline()).await;
+        let added = self.setup().chain.add(&record.list, &subject, self.deadline()).await;
         let result = added.map_err(|failure| {
             record.started = Some(failure.started);
             failure.error
@@ -272,14 +332,14 @@ impl Inner {
     ) -> Result<(), CniError> {
         let subject = Subject::new(&record.pod, netns_if_alive(netns), &record.interface);
         let count = record.started.unwrap_or(record.list.plugins.len());
-        self.chain.del(&record.list, count, &subject, record.result.as_ref(), deadline).await
+        self.setup().chain.del(&record.list, count, &subject, record.result.as_ref(), deadline).await
     }
 
     /// With a damaged record the present network is the best guess at what has to be undone. Without one nothing can
     /// be done but to forget.
     async fn detach_blindly(&self, sandbox: &SandboxId, pod: Option<&PodNetwork>) -> Result<(), CniError> {
         if let (Ok(network), Some(pod)) = (self.network(), pod) {
-            let interface = self.config.interface.clone();
+            let interface = self.setup().config.interface.clone();
             let list = network.list.clone();
             let record = Record { pod: pod.clone(), interface, list, started: None, result: None };
             return self.undo(&record, pod.netns.as_deref()).await;
@@ -294,7 +354,7 @@ impl Inner {
         };
         let Some(result) = &record.result else { return Err(CniError::NotAttached) };
         let subject = Subject::new(&record.pod, netns_if_alive(pod.netns.as_deref()), &record.interface);
-        self.chain.check(&record.list, &subject, result, self.deadline()).await
+        self.setup().chain.check(&record.list, &subject, result, self.deadline()).await
     }
 
     async fn gc(self: &Arc<Self>, valid: &[SandboxId]) -> Result<(), CniError> {
@@ -312,26 +372,25 @@ impl Inner {
         let _alone = self.gate.enter_alone(self.deadline()).await?;
         let valid: BTreeSet<SandboxId> = valid.iter().cloned().chain(self.live().iter().cloned()).collect();
         let valid: Vec<SandboxId> = valid.into_iter().collect();
-        let limit = GC_LIMIT.min(self.config.operation_timeout);
-        self.chain.gc(&network.list, &valid, &self.config.interface, Deadline::after(limit)).await
+        let Setup { config, chain, .. } = &*self.setup();
+        let deadline = Deadline::after(GC_LIMIT.min(config.operation_timeout));
+        chain.gc(&network.list, &valid, &config.interface, deadline).await
     }
 
     fn network(&self) -> Result<Arc<Source>, CniError> {
-        let state = self.state.borrow();
-        let none = || CniError::NotInitialized(state.why_none(&self.config.conf_dir));
-        state.network.clone().ok_or_else(none)
+        self.setup().network()
     }
 
     fn recorded(&self) -> Vec<SandboxId> {
         self.records.list().unwrap_or_else(|error| {
-            let path = self.config.cache_dir.display();
-            tracing::warn!(path = %path, error = %error, "network records cannot be listed");
+            let path = &self.setup().config.cache_dir;
+            tracing::warn!(path = %path.display(), error = %error, "network records cannot be listed");
             Vec::new()
         })
     }
 
     fn deadline(&self) -> Deadline {
-        Deadline::after(self.config.operation_timeout)
+        self.setup().deadline()
     }
 
     fn inherited(&self) -> MutexGuard<'_, BTreeSet<SandboxId>> {

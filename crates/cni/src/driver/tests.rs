@@ -443,7 +443,7 @@ async fn a_swapped_link_changes_the_network() {
     assert_eq!(name(), "old");
     symlink("v2", bench.path("next")).unwrap();
     fs::rename(bench.path("next"), bench.path("conf")).unwrap();
-    let mut state = cni.inner.state.clone();
+    let mut state = cni.inner.setup().state.clone();
     let swapped = state.wait_for(|state| state.network.as_ref().is_some_and(|net| net.list.name == "new"));
     drop(tokio::time::timeout(Duration::from_secs(20), swapped).await.unwrap().unwrap());
     assert_eq!(name(), "new");
@@ -457,7 +457,42 @@ async fn the_tasks_end_with_their_token_and_with_the_driver() {
     token.cancel();
     assert_eq!(cni.wait_for(|status| !status.ready).await, None);
     let cni = open(&bench).await;
-    let mut state = cni.inner.state.clone();
+    let mut state = cni.inner.setup().state.clone();
     drop(cni);
     assert!(state.wait_for(|_| false).await.is_err());
+}
+
+#[tokio::test]
+async fn a_reload_moves_to_other_directories_and_limits() {
+    let bench = bench("1.0.0", &["a"]);
+    let cni = open(&bench).await;
+    cni.setup(&pod(1)).await.unwrap();
+    let old_state = cni.inner.setup().state.clone();
+    for dir in ["conf2", "bin2"] {
+        fs::create_dir(bench.path(dir)).unwrap();
+    }
+    let text = r#"{"cniVersion":"1.1.0","name":"second","plugins":[{"type":"a"}]}"#;
+    fs::write(bench.path("conf2/1.conflist"), text).unwrap();
+    fs::copy(bench.path("bin/a"), bench.path("bin2/a")).unwrap();
+    let limit = Duration::from_secs(7);
+    let next = CniConfig {
+        conf_dir: bench.path("conf2"),
+        bin_dirs: vec![bench.path("bin2")],
+        operation_timeout: limit,
+        cache_dir: "/nowhere".into(),
+        ..bench.config()
+    };
+    cni.reconfigure(next.clone()).await;
+    assert!(cni.status().ready, "it was asked before it came into force: {:?}", cni.status());
+    assert_eq!(cni.describe()["Networks"][0]["Config"]["Name"], "second");
+    assert_eq!(cni.inner.setup().config.operation_timeout, limit);
+    assert_eq!(cni.setup(&pod(2)).await.unwrap().network, "second");
+    assert_eq!(cni.cached().len(), 2, "records stay where they are");
+    cni.teardown(&pod(1)).await.unwrap();
+    assert!(old_state.has_changed().is_err(), "the tasks of the old directory have ended");
+
+    cni.reconfigure(CniConfig { operation_timeout: 2 * limit, ..next }).await;
+    assert_eq!(cni.inner.setup().config.operation_timeout, 2 * limit);
+    assert!(cni.status().ready);
+    cni.teardown(&pod(2)).await.unwrap();
 }
