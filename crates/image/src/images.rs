@@ -1,7 +1,7 @@
 //! The store as the daemon uses it: asynchronous, cheap to clone, its work independent of who waits for it.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
@@ -41,13 +41,32 @@ pub struct Images {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
-    pub(crate) registry_config_dir: Option<PathBuf>,
+    tuning: RwLock<Arc<Tuning>>,
     pub(crate) environment: Environment,
-    pub(crate) downloads: Semaphore,
     pub(crate) layer_locks: LayerLocks,
     pub(crate) in_flight: InFlight,
     pub(crate) tasks: TaskTracker,
     pub(crate) closing: CancellationToken,
+}
+
+/// What can be changed while pulls run: each pull, and each layer of it, goes by what it found when it began.
+#[derive(Debug)]
+pub(crate) struct Tuning {
+    pub(crate) registry_config_dir: Option<PathBuf>,
+    pub(crate) downloads: Semaphore,
+}
+
+impl Tuning {
+    fn new(registry_config_dir: Option<PathBuf>, parallel: usize) -> Arc<Self> {
+        let parallel = if parallel == 0 { DEFAULT_PARALLEL_DOWNLOADS } else { parallel };
+        Arc::new(Self { registry_config_dir, downloads: Semaphore::new(parallel) })
+    }
+}
+
+impl Shared {
+    pub(crate) fn tuning(&self) -> Arc<Tuning> {
+        Arc::clone(&self.tuning.read().unwrap_or_else(PoisonError::into_inner))
+    }
 }
 
 impl Images {
@@ -58,21 +77,27 @@ impl Images {
     pub async fn open(config: StoreConfig) -> Result<Self, ImageError> {
         let tasks = TaskTracker::new();
         let StoreConfig { root, registry_config_dir, pinned, max_parallel_downloads } = config;
-        let parallel =
-            if max_parallel_downloads == 0 { DEFAULT_PARALLEL_DOWNLOADS } else { max_parallel_downloads };
         let store = blocking(&tasks, move || Store::open(&root, pinned)).await?;
         Ok(Self {
             shared: Arc::new(Shared {
                 store,
-                registry_config_dir,
+                tuning: RwLock::new(Tuning::new(registry_config_dir, max_parallel_downloads)),
                 environment: Environment::of_process(),
-                downloads: Semaphore::new(parallel),
                 layer_locks: LayerLocks::default(),
                 in_flight: InFlight::default(),
                 tasks,
                 closing: CancellationToken::new(),
             }),
         })
+    }
+
+    /// Works by another configuration from now on; its `root` is not looked at. Pulls under way end as they began, so that
+    /// for their duration more layers may be fetched at a time than either configuration allows.
+    pub fn reconfigure(&self, config: StoreConfig) {
+        let StoreConfig { root: _, registry_config_dir, pinned, max_parallel_downloads } = config;
+        let tuning = Tuning::new(registry_config_dir, max_parallel_downloads);
+        *self.shared.tuning.write().unwrap_or_else(PoisonError::into_inner) = tuning;
+        self.shared.store.pin_by(pinned);
     }
 
     /// Makes the image present and gives its id. The same request in flight is joined. Dropping this future gives the

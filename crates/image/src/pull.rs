@@ -106,7 +106,8 @@ impl Shared {
     async fn session(self: &Arc<Self>, pull: &Arc<Pull>) -> Result<Session, ImageError> {
         let (shared, pull) = (Arc::clone(self), Arc::clone(pull));
         blocking(&self.tasks, move || {
-            let directory = shared.registry_config_dir.as_deref();
+            let tuning = shared.tuning();
+            let directory = tuning.registry_config_dir.as_deref();
             let endpoints = crate::hosts::endpoints(pull.reference.registry(), directory)?;
             Session::new(&pull.reference, endpoints, &pull.credentials, &shared.environment)
         })

@@ -62,7 +62,6 @@ pub struct StoreUsage {
 #[derive(Debug)]
 pub(crate) struct Store {
     layout: Layout,
-    pinned: Vec<String>,
     state: Mutex<State>,
     index: RwLock<Arc<Index>>,
     bytes: AtomicU64,
@@ -77,6 +76,8 @@ struct State {
     leases: BTreeMap<String, LeaseFile>,
     /// Blobs, records and leases with the bytes they take.
     files: HashMap<PathBuf, u64>,
+    /// Patterns of the images to keep.
+    pinned: Vec<String>,
     /// What the store takes when it is empty.
     fixed: (u64, u64),
 }
@@ -289,9 +290,16 @@ impl Store {
         Ok(())
     }
 
+    /// Goes by other patterns of images to keep.
+    pub(crate) fn pin_by(&self, pinned: Vec<String>) {
+        let mut state = self.state();
+        state.pinned = pinned;
+        self.publish(&state);
+    }
+
     /// Shows readers the present state.
     fn publish(&self, state: &State) {
-        let records = state.images.values().map(|image| Arc::new(image.public(&self.pinned))).collect();
+        let records = state.images.values().map(|image| Arc::new(image.public(&state.pinned))).collect();
         *self.index.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(Index::new(records));
         self.publish_usage(state);
     }

@@ -100,7 +100,8 @@ impl Fetch {
         if let Some(pin) = self.shared.store.pin_layer(&layer.diff_id) {
             return Ok(pin);
         }
-        let permit = self.stop.run_until_cancelled(self.shared.downloads.acquire()).await;
+        let tuning = self.shared.tuning();
+        let permit = self.stop.run_until_cancelled(tuning.downloads.acquire()).await;
         let Some(Ok(_permit)) = permit else { return Err(ImageError::Closed) };
         let (sender, receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
         let (downloaded, unpacked) =

@@ -16,14 +16,13 @@ impl Store {
     pub(crate) fn open(root: &Path, pinned: Vec<String>) -> Result<Arc<Self>, ImageError> {
         let layout = Layout::create(root)?;
         sweep(&layout)?;
-        let mut state = State { fixed: layout.own_usage(), ..State::default() };
+        let mut state = State { fixed: layout.own_usage(), pinned, ..State::default() };
         load_layers(&layout, &mut state)?;
         load_records(&layout, &mut state)?;
         load_leases(&layout, &mut state)?;
         load_blobs(&layout, &mut state)?;
         let store = Arc::new(Self {
             layout,
-            pinned,
             state: Mutex::new(state),
             index: RwLock::new(Arc::new(Index::default())),
             bytes: AtomicU64::new(0),

@@ -304,3 +304,14 @@ fn layers_whose_names_begin_alike_get_longer_names() {
     let longer = state.layer_name(&digest_of(b"a"));
     assert!(longer.len() == name.len() + 1 && longer.starts_with(&name));
 }
+
+#[test]
+fn other_patterns_of_images_to_keep_count_at_once() {
+    let fixture = Fixture::new();
+    let store = fixture.open();
+    store_image(&store, "a:1", &["base"]);
+    store_image(&store, "pinned/b:1", &["top"]);
+    store.pin_by(vec!["*/a:1".to_owned()]);
+    let pinned = |name| store.index().resolve(name).unwrap().pinned;
+    assert!(pinned("a:1") && !pinned("pinned/b:1"));
+}
