@@ -10,16 +10,18 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde_json::json;
 use tokio::sync::watch;
 use tonic::transport::Server;
 
-use crate::config::{CgroupDriver, Config};
+use crate::config::{CgroupDriver, Config, Loaded, Source};
+use crate::health::Health;
 use crate::listener::{ListenError, Listener};
+use crate::logging::Logging;
 use crate::pod::{Drivers, Kernel, Layout, Pods, Settings, StepError};
+use crate::reload::{Live, Reloader};
 use crate::service::{self, Parts, Readiness};
-use crate::shutdown::{Drained, Shutdown};
-use crate::{facts, handlers, notify};
+use crate::shutdown::{self, Drained, Shutdown};
+use crate::{drivers, facts, handlers, notify};
 
 /// Where network namespaces are bound, so that node agents find them.
 const NETNS_DIR: &str = "/run/netns";
@@ -56,45 +58,73 @@ pub enum AppError {
     Serve(#[source] tonic::transport::Error),
 }
 
+/// What the daemon is started with.
+#[derive(Debug)]
+pub struct Start {
+    /// The configuration.
+    pub loaded: Loaded,
+    /// Where it was read from, and is read from again.
+    pub source: Source,
+    /// The log of the process.
+    pub logging: Logging,
+    /// The socket that systemd has handed over.
+    pub inherited: Option<UnixListener>,
+}
+
 /// Runs the daemon until it is asked to stop.
 ///
 /// # Errors
 /// When it cannot start, or serving fails.
-pub async fn run(config: Config, inherited: Option<UnixListener>) -> Result<(), AppError> {
+pub async fn run(start: Start) -> Result<(), AppError> {
+    let Start { loaded, source, logging, inherited } = start;
+    let config = &loaded.config;
     let shutdown = Shutdown::new();
     shutdown.listen().map_err(AppError::Start)?;
-    ignore_reloads()?;
+    // From here on a request to reload waits rather than ending the process, which is what the signal does by itself.
+    let reloads = shutdown::reload_requests().map_err(AppError::Start)?;
     let layout = Layout::new(config.root.clone(), config.state.clone());
     let listener = Listener::open(&config.socket, &config.state, inherited)?;
     // Held to the very end: the listener goes when serving ends, and operations write after that.
     let _lock = listener.state_lock();
     prepare(&layout)?;
-    let ended = serve(&config, &layout, &shutdown, listener).await;
+    let reloading = |live| Reloader::new(source, loaded.clone(), logging, live).serve(reloads);
+    let ended = serve(config, &layout, &shutdown, listener, reloading).await;
     leave(&layout);
     tracing::info!("stopped");
     ended
 }
 
-async fn serve(
+async fn serve<R>(
     config: &Config,
     layout: &Layout,
     shutdown: &Shutdown,
     listener: Listener,
-) -> Result<(), AppError> {
+    reloading: impl FnOnce(Arc<Live>) -> R,
+) -> Result<(), AppError>
+where
+    R: Future<Output = ()> + Send + 'static,
+{
+    let (socket, inherited) = (listener.path().unwrap_or(config.socket.clone()), listener.is_inherited());
     let incoming = listener.into_incoming().map_err(AppError::Start)?;
     let (ready, readiness) = watch::channel(Readiness::Recovering);
-    let parts = build(config, layout.clone(), shutdown, readiness).await?;
+    let (parts, live) = build(config, layout.clone(), shutdown, readiness).await?;
     let (pods, images) = (parts.pods.clone(), parts.images.clone());
     let stop = shutdown.token();
     let server = Server::builder()
         .add_routes(service::routes(parts))
         .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
     let server = tokio::spawn(server);
-    shutdown.spawn(notify::keep_watchdog(shutdown.token()));
+    let health = Arc::new(Health { socket: socket.clone(), inherited, pods: pods.clone() });
+    let check = move || Arc::clone(&health).check();
+    shutdown.spawn(notify::keep_watchdog(shutdown.token(), check));
     shutdown.spawn(forget_failed(Arc::clone(&pods.drivers().cgroups)));
-    recover(config, &pods, &ready).await?;
-    let limit = config.limits.shutdown_timeout;
+    recover(&socket, &pods, &ready).await?;
+    // Not before: the end of a reload tells systemd that the server is ready. Not waited for at the end.
+    let reloads = tokio::spawn(reloading(Arc::clone(&live)));
+    let limit = || live.config.borrow().limits.shutdown_timeout;
     let served = serve_out(server, shutdown, limit).await;
+    reloads.abort();
+    let limit = limit();
     pods.drain(limit).await;
     if tokio::time::timeout(limit, images.shutdown()).await.is_err() {
         tracing::warn!("pulls were cut off");
@@ -109,7 +139,11 @@ type Serving = tokio::task::JoinHandle<Result<(), tonic::transport::Error>>;
 
 /// Waits until the server has ended: within `limit` of being asked to, or by itself. It hears of the request too, so it may
 /// be first to end in either case, and what follows serving follows in both.
-async fn serve_out(mut server: Serving, shutdown: &Shutdown, limit: Duration) -> Result<(), AppError> {
+async fn serve_out(
+    mut server: Serving,
+    shutdown: &Shutdown,
+    limit: impl Fn() -> Duration,
+) -> Result<(), AppError> {
     // Waiting for either loses nothing: the server goes on as a task of its own.
     let ended = tokio::select! {
         ended = &mut server => Some(ended),
@@ -118,20 +152,20 @@ async fn serve_out(mut server: Serving, shutdown: &Shutdown, limit: Duration) ->
     notify::stopping();
     match ended {
         Some(ended) => flatten(ended),
-        None => tokio::time::timeout(limit, server).await.map_or(Ok(()), flatten),
+        None => tokio::time::timeout(limit(), server).await.map_or(Ok(()), flatten),
     }
 }
 
-async fn recover(config: &Config, pods: &Pods, ready: &watch::Sender<Readiness>) -> Result<(), AppError> {
+async fn recover(socket: &Path, pods: &Pods, ready: &watch::Sender<Readiness>) -> Result<(), AppError> {
     let found = pods.recover().await.map_err(AppError::Recover)?;
     ready.send_replace(Readiness::Ready);
-    notify::ready();
+    notify::ready(&format!("serving on {}", socket.display()));
     tracing::info!(
         sandboxes = found.sandboxes,
         containers = found.containers,
         undone = found.undone,
         broken = found.broken,
-        path = %config.socket.display(),
+        path = %socket.display(),
         "ready"
     );
     Ok(())
@@ -172,18 +206,6 @@ fn flatten(
     }
 }
 
-/// A reload is not supported yet; the signal must not end the daemon, which is its default.
-fn ignore_reloads() -> Result<(), AppError> {
-    let mut requests = crate::shutdown::reload_requests().map_err(AppError::Start)?;
-    tokio::spawn(async move {
-        use tokio_stream::StreamExt as _;
-        while requests.next().await.is_some() {
-            tracing::warn!("configuration is read at the start only: restart crimson to apply changes");
-        }
-    });
-    Ok(())
-}
-
 /// Makes the directories; the state directory becomes a private mount of its own, so that what is mounted beneath it
 /// travels nowhere.
 fn prepare(layout: &Layout) -> Result<(), AppError> {
@@ -215,35 +237,36 @@ async fn build(
     layout: Layout,
     shutdown: &Shutdown,
     readiness: watch::Receiver<Readiness>,
-) -> Result<Parts, AppError> {
+) -> Result<(Parts, Arc<Live>), AppError> {
     let cgroups = open_cgroups(config, &layout)?;
     let systemd = cgroups.kind() == cgroup::DriverKind::Systemd;
     let (probed, place) = (config.clone(), layout.clone());
     let found = tokio::task::spawn_blocking(move || handlers::find(&probed, &place, systemd));
-    let images = open_images(config).await?;
-    let network = open_network(config, shutdown).await?;
+    let images = image::Images::open(drivers::images(config)).await.map_err(AppError::Images)?;
+    let network =
+        cni::Cni::open(drivers::network(config), shutdown.token()).await.map_err(AppError::Network)?;
+    let network = Arc::new(network);
     let handlers = found.await.map_err(|error| AppError::Start(io::Error::other(error)))?;
     let monitor = config.monitor.locate().map_err(AppError::Monitor)?;
     let monitors = monitor_api::ProcessMonitors { binary: monitor, state_dir: layout.state().to_owned() };
-    let described = describe(config, &handlers);
+    let described = watch::Sender::new(Arc::new(drivers::describe(config, &handlers)));
     let settings = Settings {
         facts: facts::gather(cgroup::detect().map_err(AppError::Cgroups)?),
-        handlers: handlers.all,
-        default_handler: handlers.default,
-        pause_image: config.image.pause_image.clone(),
-        runtime_timeout: config.limits.create_timeout,
         netns_dir: PathBuf::from(NETNS_DIR),
-        exec_output_bytes: config.limits.exec_sync_output_bytes,
-        layout,
+        ..Settings::at(layout)
     };
     let drivers = Drivers {
         images: Arc::new(images.clone()),
-        network: Arc::new(network),
+        network: Arc::<cni::Cni>::clone(&network),
         cgroups,
         monitors: Arc::new(monitors),
         host: Arc::new(Kernel),
     };
-    Ok(Parts { pods: Pods::new(drivers, settings), images, readiness, config: Arc::new(described) })
+    let pods = Pods::new(drivers, drivers::settings(config, handlers, settings));
+    let parts =
+        Parts { pods: pods.clone(), images: images.clone(), readiness, config: described.subscribe() };
+    let config = watch::Sender::new(Arc::new(config.clone()));
+    Ok((parts, Arc::new(Live { pods, images, network, systemd, described, config })))
 }
 
 /// The driver that the configuration names or the host suggests, unless pods of an earlier run need another one.
@@ -258,51 +281,4 @@ fn open_cgroups(config: &Config, layout: &Layout) -> Result<Arc<dyn cgroup::Cgro
         .map_err(AppError::Cgroups)?;
     tracing::info!(driver = %kind, "cgroup driver");
     cgroup::open(kind, Path::new(cgroup::DEFAULT_ROOT)).map_err(AppError::Cgroups)
-}
-
-async fn open_images(config: &Config) -> Result<image::Images, AppError> {
-    let pinned = config.image.pause_image.iter().chain(&config.image.pinned).cloned().collect();
-    let store = image::StoreConfig {
-        root: config.root.join("images"),
-        registry_config_dir: Some(config.image.registry_config_dir.clone()),
-        pinned,
-        max_parallel_downloads: config.image.max_parallel_downloads,
-    };
-    image::Images::open(store).await.map_err(AppError::Images)
-}
-
-async fn open_network(config: &Config, shutdown: &Shutdown) -> Result<cni::Cni, AppError> {
-    let network = cni::CniConfig {
-        conf_dir: config.cni.conf_dir.clone(),
-        bin_dirs: config.cni.bin_dirs.clone(),
-        cache_dir: config.root.join("cni"),
-        operation_timeout: config.cni.timeout,
-        ..cni::CniConfig::default()
-    };
-    cni::Cni::open(network, shutdown.token()).await.map_err(AppError::Network)
-}
-
-/// The configuration as `crictl info` shows it, under the names that node tools look for.
-fn describe(config: &Config, handlers: &handlers::Handlers) -> serde_json::Value {
-    let runtimes = handlers.all.values().map(|handler| {
-        let body = json!({ "path": handler.command.path, "working": handler.broken.is_none(), "error": handler.broken });
-        (handler.name.clone(), body)
-    });
-    let runtimes: serde_json::Map<_, _> = runtimes.collect();
-    json!({
-        "sandboxImage": config.image.pause_image.clone().unwrap_or_default(),
-        "rootDir": config.root,
-        "stateDir": config.state,
-        "cni": {
-            "confDir": config.cni.conf_dir,
-            "binDirs": config.cni.bin_dirs,
-            "binDir": config.cni.bin_dirs.first(),
-        },
-        "containerd": {
-            "snapshotter": "overlay",
-            "defaultRuntimeName": handlers.default,
-            "runtimes": runtimes,
-        },
-        "registry": { "configPath": config.image.registry_config_dir },
-    })
 }

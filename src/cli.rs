@@ -22,6 +22,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve the CRI on a unix socket until SIGTERM.
     Serve(SourceArgs),
+    /// Have the running server read its configuration again, and wait until it is in force.
+    Reload(ReloadArgs),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -59,6 +61,17 @@ pub enum ConfigCommand {
     Check(SourceArgs),
     /// Print the configuration in force, all files and flags taken together.
     Dump(SourceArgs),
+}
+
+/// Which server is to reload.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ReloadArgs {
+    /// File that names the server's state directory, instead of /etc/crimson/config.toml.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The server's state directory.
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<AbsolutePath>,
 }
 
 /// Where the configuration comes from.

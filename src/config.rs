@@ -24,6 +24,7 @@ pub mod values;
 pub use file::ConfigFile;
 pub use problem::{ConfigError, Place, Problem};
 pub use programs::ProgramError;
+pub use table::Change;
 pub use values::{CgroupDriver, Format, HandlerName, Level};
 
 use table::Table as _;
@@ -148,6 +149,41 @@ pub struct Loaded {
 /// # Errors
 /// Everything that is wrong in any layer or with the whole.
 pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
+    let (merged, config) = read_layers(source)?;
+    Ok(Loaded { config, written: complete(merged) })
+}
+
+/// Reads all layers again for a daemon that runs by `running`. Gives what it can run by from now on, in which keys that
+/// only a restart can change are as they were, and all keys that are different from before.
+///
+/// # Errors
+/// Everything that is wrong in any layer or with the whole, keys that wait for a restart included.
+pub fn load_again(source: &Source, running: &ConfigFile) -> Result<(Loaded, Vec<Change>), ConfigError> {
+    let (merged, _) = read_layers(source)?;
+    let mut written = complete(merged);
+    let mut changes = Vec::new();
+    running.compare(&written, "", &mut changes);
+    written.keep_until_restart(running);
+    let mut problems = Vec::new();
+    let config = resolve::resolve(&written, &read::Origins::default(), &mut problems);
+    if problems.is_empty() { Ok((Loaded { config, written }, changes)) } else { Err(ConfigError(problems)) }
+}
+
+/// The state directory that `file` and its drop-ins name, as far as they can be read; else the default.
+#[must_use]
+pub fn state_dir(file: Option<PathBuf>) -> PathBuf {
+    let mut layers = read::Layers::new();
+    layers.add_files(file.as_deref().unwrap_or(Path::new(DEFAULT_FILE)), file.is_some());
+    layers.merged.state().into_path()
+}
+
+fn complete(merged: ConfigFile) -> ConfigFile {
+    let mut written = ConfigFile::defaults();
+    written.overlay(merged);
+    written
+}
+
+fn read_layers(source: &Source) -> Result<(ConfigFile, Config), ConfigError> {
     let mut layers = read::Layers::new();
     let file = source.file.as_deref().unwrap_or(Path::new(DEFAULT_FILE));
     layers.add_files(file, source.file.is_some());
@@ -157,12 +193,7 @@ pub fn load(source: &Source) -> Result<Loaded, ConfigError> {
     }
     let read::Layers { merged, origins, mut problems } = layers;
     let config = resolve::resolve(&merged, &origins, &mut problems);
-    if !problems.is_empty() {
-        return Err(ConfigError(problems));
-    }
-    let mut written = ConfigFile::defaults();
-    written.overlay(merged);
-    Ok(Loaded { config, written })
+    if problems.is_empty() { Ok((merged, config)) } else { Err(ConfigError(problems)) }
 }
 
 #[cfg(test)]
@@ -201,6 +232,40 @@ mod tests {
         let first = load_text(text, Source::default()).unwrap().written;
         let second = load_text(&toml::to_string(&first).unwrap(), Source::default()).unwrap().written;
         assert_eq!(first, second);
+    }
+
+    #[test]
+    fn a_second_reading_changes_what_can_be_changed_and_names_all() {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("config.toml");
+        let source = Source { file: Some(file.clone()), ..flags("cni.conf_dir = '/flag'", &[]) };
+        let handler = |name| format!("[runtime.handlers.{name}]\npath = '/{name}'\n");
+        std::fs::write(&file, format!("root = '/a/b'\n[log]\nlevel = 'warn'\n{}", handler("a"))).unwrap();
+        let first = load(&source).unwrap();
+
+        let (same, changes) = load_again(&source, &first.written).unwrap();
+        assert_eq!((same.written, changes), (first.written.clone(), Vec::new()));
+
+        let text = "root = '/c/d'\n[log]\nlevel = 'debug'\n[cni]\nconf_dir = '/file'\n";
+        std::fs::write(&file, format!("{text}{}", handler("b"))).unwrap();
+        let (next, changes) = load_again(&source, &first.written).unwrap();
+        assert_eq!(next.config.root, Path::new("/a/b"));
+        assert_eq!(next.config.log.level, Level::Debug);
+        assert_eq!(next.config.cni.conf_dir, Path::new("/flag"), "flags still win");
+        let names: Vec<_> = changes.iter().map(|it| (it.key.as_str(), it.needs_restart)).collect();
+        let expected = [
+            ("root", true),
+            ("log.level", false),
+            ("runtime.handlers.a", false),
+            ("runtime.handlers.b", false),
+        ];
+        assert_eq!(names, expected);
+        // What waits for a restart waits at the next reading, too.
+        let (_, changes) = load_again(&source, &next.written).unwrap();
+        assert_eq!(changes.len(), 1);
+
+        std::fs::write(&file, "state = '/run'").unwrap();
+        assert!(load_again(&source, &first.written).is_err(), "also what waits for a restart must be valid");
     }
 
     #[test]

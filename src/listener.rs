@@ -23,7 +23,7 @@ use tokio_stream::Stream;
 
 mod lock;
 
-pub use lock::StateLock;
+pub use lock::{StateLock, daemon_on};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -113,6 +113,18 @@ impl Listener {
     #[must_use]
     pub fn state_lock(&self) -> StateLock {
         self.lock.clone()
+    }
+
+    /// Whether systemd made the socket.
+    #[must_use]
+    pub fn is_inherited(&self) -> bool {
+        self.file.is_none()
+    }
+
+    /// Where clients connect to.
+    #[must_use]
+    pub fn path(&self) -> Option<PathBuf> {
+        self.socket.local_addr().ok()?.as_pathname().map(Path::to_owned)
     }
 
     /// The connections, for `serve_with_incoming_shutdown`. To be called within a tokio runtime.

@@ -1,18 +1,26 @@
-//! Logging to standard error, as text for people or as JSON for programs.
+//! Logging: as text for people or as JSON for programs to standard error, or to the journal where that is the same thing.
 //!
 //! Promises: what the level lets through is written in one line with the names of `types::fields`; colour only on a
-//! terminal; the level can be changed while the daemon runs. Libraries below us say what we say again in their own
+//! terminal; level and form can be changed while the daemon runs. Libraries below us say what we say again in their own
 //! words, so they are held to warnings until the level is trace.
+//!
+//! When standard error leads to the journal, text goes there as fields ([`journal`]) and JSON as lines that begin with
+//! their priority. The journal knows the time itself.
+
+mod journal;
+mod prefix;
 
 use std::io::IsTerminal as _;
 
 use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
+use tracing_subscriber::filter::{Filtered, Targets};
 use tracing_subscriber::fmt::MakeWriter;
-use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::layer::{Layered, SubscriberExt as _};
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, reload};
 
+use self::journal::Journal;
+use self::prefix::Prefixed;
 use crate::config::{Format, Level, Log};
 
 /// Libraries whose steps are of no interest while they work.
@@ -38,40 +46,72 @@ pub enum LoggingError {
     #[error("starting the log")]
     Start(#[source] tracing_subscriber::util::TryInitError),
     /// The log has ended.
-    #[error("changing the log level")]
+    #[error("changing what is logged")]
     Reload(#[source] reload::Error),
 }
 
-/// The log of this process.
-#[derive(Debug, Clone)]
+type Lines<S> = Box<dyn Layer<S> + Send + Sync>;
+type Text = Filtered<Lines<Registry>, reload::Layer<Targets, Registry>, Registry>;
+type WithText = Layered<Text, Registry>;
+
+/// The log of this process. Both forms are always there, and one of them lets nothing through: a form that came later would
+/// not know the spans that are open.
+#[derive(Clone)]
 pub struct Logging {
-    filter: reload::Handle<Targets, Registry>,
+    text: reload::Handle<Targets, Registry>,
+    json: reload::Handle<Targets, WithText>,
+}
+
+impl std::fmt::Debug for Logging {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Logging").finish_non_exhaustive()
+    }
 }
 
 impl Logging {
-    /// Sends the log of the whole process to standard error from now on.
+    /// Sends the log of the whole process to standard error, or to the journal behind it, from now on.
     ///
     /// # Errors
     /// When the process has a log already.
     pub fn start(log: Log) -> Result<Self, LoggingError> {
-        let (filter, handle) = reload::Layer::new(targets(log.level));
-        let ansi = std::io::stderr().is_terminal();
-        let lines = lines(log.format, ansi, std::io::stderr).with_filter(filter);
-        tracing_subscriber::registry().with(lines).try_init().map_err(LoggingError::Start)?;
-        Ok(Self { filter: handle })
+        let (text, json) = match Journal::behind_stderr() {
+            Some(journal) => (journal.boxed(), lines(Format::Json, false, Prefixed::new(std::io::stderr))),
+            None => {
+                let ansi = std::io::stderr().is_terminal();
+                (lines(Format::Text, ansi, std::io::stderr), lines(Format::Json, false, std::io::stderr))
+            }
+        };
+        let (layers, logging) = Self::over(text, json, log);
+        layers.try_init().map_err(LoggingError::Start)?;
+        Ok(logging)
     }
 
-    /// Lets through more or less from now on.
+    fn over(
+        text: Lines<Registry>,
+        json: Lines<WithText>,
+        log: Log,
+    ) -> (impl tracing::Subscriber + Send + Sync, Self) {
+        let (text_filter, text_handle) = reload::Layer::new(filter(log, Format::Text));
+        let (json_filter, json_handle) = reload::Layer::new(filter(log, Format::Json));
+        let layers = tracing_subscriber::registry()
+            .with(text.with_filter(text_filter))
+            .with(json.with_filter(json_filter));
+        (layers, Self { text: text_handle, json: json_handle })
+    }
+
+    /// Logs in this way from now on.
     ///
     /// # Errors
     /// When the log has ended.
-    pub fn set_level(&self, level: Level) -> Result<(), LoggingError> {
-        self.filter.reload(targets(level)).map_err(LoggingError::Reload)
+    pub fn change(&self, log: Log) -> Result<(), LoggingError> {
+        self.text.reload(filter(log, Format::Text)).map_err(LoggingError::Reload)?;
+        self.json.reload(filter(log, Format::Json)).map_err(LoggingError::Reload)
     }
 }
 
-fn lines<W>(format: Format, ansi: bool, writer: W) -> Box<dyn Layer<Registry> + Send + Sync>
+fn lines<S, W>(format: Format, ansi: bool, writer: W) -> Lines<S>
 where
+    S: tracing::Subscriber + for<'a> tracing_subscriber::registry::LookupSpan<'a> + Send + Sync,
     W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
 {
     let lines = tracing_subscriber::fmt::layer().with_writer(writer).with_target(true);
@@ -81,6 +121,11 @@ where
             lines.json().flatten_event(true).with_current_span(false).with_span_list(true).boxed()
         }
     }
+}
+
+/// What goes through in the one form.
+fn filter(log: Log, form: Format) -> Targets {
+    if log.format == form { targets(log.level) } else { Targets::new() }
 }
 
 fn targets(level: Level) -> Targets {
@@ -123,12 +168,13 @@ mod tests {
         }
     }
 
-    fn logged(log: Log, act: impl FnOnce(&reload::Handle<Targets, Registry>)) -> String {
+    fn logged(log: Log, act: impl FnOnce(&Logging)) -> String {
         let buffer = Buffer::default();
-        let writer = buffer.clone();
-        let (filter, handle) = reload::Layer::new(targets(log.level));
-        let lines = lines(log.format, false, move || writer.clone()).with_filter(filter);
-        tracing::subscriber::with_default(tracing_subscriber::registry().with(lines), || act(&handle));
+        let (text, json) = (buffer.clone(), buffer.clone());
+        let text = lines(Format::Text, false, move || text.clone());
+        let json = lines(Format::Json, false, move || json.clone());
+        let (layers, logging) = Logging::over(text, json, log);
+        tracing::subscriber::with_default(layers, || act(&logging));
         let bytes = buffer.0.lock().unwrap().clone();
         String::from_utf8(bytes).unwrap()
     }
@@ -163,17 +209,40 @@ mod tests {
 
     #[test]
     fn the_level_holds_and_can_be_changed() {
-        let text = logged(Log { level: Level::Warn, format: Format::Text }, |handle| {
+        let text = logged(Log { level: Level::Warn, format: Format::Text }, |logging| {
             tracing::info!("one");
-            handle.reload(targets(Level::Debug)).unwrap();
+            logging.change(Log { level: Level::Debug, format: Format::Text }).unwrap();
             tracing::debug!("two");
         });
         assert!(!text.contains("one") && text.contains("two"), "{text}");
     }
 
+    /// With spans open, which the form that begins has not seen.
+    #[test]
+    fn the_form_can_be_changed_to_and_fro() {
+        let (text, json) = (Format::Text, Format::Json);
+        let written = logged(Log { level: Level::Info, format: text }, |logging| {
+            tracing::info_span!("rpc", rpc = "StopContainer").in_scope(|| {
+                tracing::info!("first");
+                logging.change(Log { level: Level::Info, format: json }).unwrap();
+                tracing::info!("second");
+                tracing::info_span!("step", step = "kill").in_scope(|| tracing::info!("third"));
+                logging.change(Log { level: Level::Info, format: text }).unwrap();
+                tracing::info!("fourth");
+            });
+        });
+        let lines: Vec<&str> = written.lines().collect();
+        assert_eq!(lines.len(), 4, "{written}");
+        let read = |line: &str| serde_json::from_str::<serde_json::Value>(line).unwrap();
+        assert!(lines[0].contains("StopContainer") && lines[0].ends_with("first"), "{written}");
+        assert_eq!(read(lines[1])["message"], "second");
+        assert_eq!(read(lines[2])["spans"][0]["step"], "kill");
+        assert!(lines[3].contains("StopContainer") && lines[3].ends_with("fourth"), "{written}");
+    }
+
     #[test]
     fn libraries_are_held_to_warnings_until_trace() {
-        let emit = |_: &reload::Handle<Targets, Registry>| {
+        let emit = |_: &Logging| {
             tracing::info!(target: "hyper::client", "pooling");
             tracing::warn!(target: "h2::proto", "broken");
         };

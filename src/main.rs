@@ -3,17 +3,22 @@
 use std::error::Error;
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
-use crimson::cli::{Cli, Command, ConfigCommand, Page, SourceArgs};
-use crimson::config::{self, Config, Loaded, Source};
+use crimson::cli::{Cli, Command, ConfigCommand, Page, ReloadArgs, SourceArgs};
+use crimson::config::values::AbsolutePath;
+use crimson::config::{self, Loaded, Source};
 use crimson::logging::Logging;
+use crimson::reload::request;
 use crimson::{app, listener, manual};
 
 /// Exit code of a command line or configuration that cannot be used (EX_USAGE).
 const USAGE: u8 = 64;
 /// Exit code of everything else that goes wrong.
 const FAILURE: u8 = 1;
+/// How long a reload may take: each OCI runtime is tried out, and a network may be asked how it is.
+const RELOAD_LIMIT: Duration = Duration::from_secs(120);
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -22,6 +27,7 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Serve(args) => serve(args),
+        Command::Reload(args) => reload(args),
         Command::Config(ConfigCommand::Default) => print(&config::docs::sample()),
         Command::Config(ConfigCommand::Check(args)) => check(args),
         Command::Config(ConfigCommand::Dump(args)) => dump(args),
@@ -32,28 +38,38 @@ fn main() -> ExitCode {
 }
 
 fn serve(args: SourceArgs) -> ExitCode {
-    let config = match load(args, USAGE) {
-        Ok(loaded) => loaded.config,
-        Err(code) => return code,
+    let source = Source::from(args);
+    let loaded = match config::load(&source) {
+        Ok(loaded) => loaded,
+        Err(error) => return complain(&error, USAGE),
     };
-    match run(config) {
+    match run(loaded, source) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => complain(error.as_ref(), FAILURE),
     }
 }
 
 /// The daemon from its first thread to its last. The inherited socket is taken while there is only one.
-fn run(config: Config) -> Result<(), Box<dyn Error>> {
+fn run(loaded: Loaded, source: Source) -> Result<(), Box<dyn Error>> {
     let inherited = listener::inherited()?;
     // Whatever else was left open by who started us is no business of the programs we start.
     sys::process::close_inherited_on_exec()?;
-    Logging::start(config.log)?;
+    let logging = Logging::start(loaded.config.log)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("crimson").enable_all().build()?;
-    Ok(runtime.block_on(app::run(config, inherited))?)
+    Ok(runtime.block_on(app::run(app::Start { loaded, source, logging, inherited }))?)
 }
 
 fn load(args: SourceArgs, code: u8) -> Result<Loaded, ExitCode> {
     config::load(&Source::from(args)).map_err(|error| complain(&error, code))
+}
+
+/// Whether its configuration can be used is for the daemon to say; here it is read to find the daemon.
+fn reload(args: ReloadArgs) -> ExitCode {
+    let state = args.state.map_or_else(|| config::state_dir(args.config), AbsolutePath::into_path);
+    match request::reload(&state, RELOAD_LIMIT) {
+        Ok(outcome) => print(&outcome.report()),
+        Err(error) => complain(&error, FAILURE),
+    }
 }
 
 fn check(args: SourceArgs) -> ExitCode {
@@ -79,7 +95,9 @@ fn completions(shell: clap_complete::Shell) -> ExitCode {
 
 fn man(page: Page) -> ExitCode {
     match page {
-        Page::Crimson => manual::program().map_or_else(|error| complain(&error, FAILURE), |page| print(&page)),
+        Page::Crimson => {
+            manual::program().map_or_else(|error| complain(&error, FAILURE), |page| print(&page))
+        }
         Page::Config => print(&manual::configuration()),
     }
 }

@@ -1,4 +1,4 @@
-//! What the daemon tells systemd: that it is ready, that it stops, that it is alive.
+//! What the daemon tells systemd: that it is ready, reloads, stops, is alive, and in one line how it is.
 //!
 //! Without systemd (no NOTIFY_SOCKET) nothing is sent and nothing fails. A message that cannot be sent is logged and no
 //! more: the service manager draws its own conclusions, and pods are served all the same.
@@ -11,22 +11,54 @@ use std::time::Duration;
 use sd_notify::NotifyState;
 use tokio_util::sync::CancellationToken;
 
+/// How many times within its limit the watchdog is fed: the daemon is given up only when that many checks in a row fail.
+const MEALS: u32 = 4;
+
 /// The server accepts calls.
-pub fn ready() {
-    send(&[NotifyState::Ready]);
+pub fn ready(status: &str) {
+    send(&[NotifyState::Ready, NotifyState::Status(&one_line(status))]);
+}
+
+/// The configuration is being read again; [`ready`] ends that.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => {
+            send(&[NotifyState::Reloading, now, NotifyState::Status("reading the configuration again")]);
+        }
+        // Newer versions of systemd take the one for an error without the other.
+        Err(error) => tracing::warn!(error = %error, "systemd not told of the reload"),
+    }
 }
 
 /// The server has begun to end.
 pub fn stopping() {
-    send(&[NotifyState::Stopping]);
+    send(&[NotifyState::Stopping, NotifyState::Status("stopping; containers go on")]);
 }
 
-/// Tells the watchdog that the daemon is alive, as often as it wants to know, until `stop`. Runs as one of the daemon's
-/// tasks, so that a runtime whose tasks do not get their turn falls silent. Ends at once without a watchdog.
-pub async fn keep_watchdog(stop: CancellationToken) {
+/// A status ends at its first line break.
+fn one_line(text: &str) -> String {
+    text.lines().collect::<Vec<_>>().join("; ")
+}
+
+/// Tells the watchdog that the daemon is alive, several times within its limit, until `stop`; each time only if `check`
+/// finds it so before the next. Runs as one of the daemon's tasks, so that a runtime whose tasks do not get their turn falls
+/// silent. Ends at once without a watchdog.
+pub async fn keep_watchdog<C>(stop: CancellationToken, check: impl Fn() -> C)
+where
+    C: Future<Output = Result<(), String>>,
+{
     if let Some(limit) = sd_notify::watchdog_enabled() {
+        let interval = limit / MEALS;
         // Dropping the loop while it waits loses nothing; a message is sent in one piece.
-        stop.run_until_cancelled(feed(limit / 2, alive)).await;
+        stop.run_until_cancelled(feed(interval, || meal(interval, check()))).await;
+    }
+}
+
+async fn meal(limit: Duration, check: impl Future<Output = Result<(), String>>) {
+    match tokio::time::timeout(limit, check).await {
+        Ok(Ok(())) => alive().await,
+        Ok(Err(reason)) => tracing::warn!(error = reason, "the watchdog is not fed"),
+        Err(_) => tracing::warn!(error = "a check of the server takes too long", "the watchdog is not fed"),
     }
 }
 
@@ -37,7 +69,7 @@ async fn alive() {
     }
 }
 
-async fn feed(interval: Duration, send: impl AsyncFn()) {
+async fn feed<F: Future<Output = ()>>(interval: Duration, send: impl Fn() -> F) {
     let mut ticks = tokio::time::interval(interval.max(Duration::from_millis(1)));
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -67,9 +99,10 @@ mod tests {
     #[tokio::test]
     async fn systemd_hears_of_every_step() {
         if std::env::var_os(MANAGED).is_some() {
-            ready();
+            ready("one\ntwo");
+            reloading();
             let stop = CancellationToken::new();
-            let beat = tokio::spawn(keep_watchdog(stop.clone()));
+            let beat = tokio::spawn(keep_watchdog(stop.clone(), || std::future::ready(Ok(()))));
             tokio::time::timeout(Duration::from_millis(100), std::future::pending::<()>()).await.unwrap_err();
             stop.cancel();
             beat.await.unwrap();
@@ -87,14 +120,15 @@ mod tests {
             .unwrap();
         let heard = messages_to_the_last(&manager);
         assert!(child.wait().unwrap().success());
-        assert_eq!(heard.first().map(String::as_str), Some("READY=1\n"));
+        assert_eq!(heard[0], "READY=1\nSTATUS=one; two\n");
+        assert!(heard[1].starts_with("RELOADING=1\nMONOTONIC_USEC="), "{heard:?}");
         assert!(heard.iter().filter(|message| *message == "WATCHDOG=1\n").count() >= 2, "{heard:?}");
     }
 
     fn messages_to_the_last(manager: &UnixDatagram) -> Vec<String> {
         manager.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let (mut heard, mut buffer) = (Vec::new(), [0; 256]);
-        while heard.last().map(String::as_str) != Some("STOPPING=1\n") {
+        while !heard.last().is_some_and(|message: &String| message.starts_with("STOPPING=1\n")) {
             let length = manager.recv(&mut buffer).expect("the child stops within 30 s");
             heard.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
         }
@@ -102,10 +136,24 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_watchdog_is_fed_twice_in_its_time() {
+    async fn a_check_that_hangs_holds_up_no_later_one() {
+        let asked = Cell::new(0);
+        let limit = Duration::from_secs(15);
+        let feeding = feed(limit, || {
+            asked.set(asked.get() + 1);
+            meal(limit, std::future::pending())
+        });
+        tokio::time::timeout(Duration::from_secs(100), feeding).await.unwrap_err();
+        assert!(asked.get() >= 4, "{}", asked.get());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_watchdog_is_fed_in_a_steady_rhythm() {
         let fed = Cell::new(0);
-        let limit = Duration::from_secs(60);
-        let feeding = feed(limit / 2, async || fed.set(fed.get() + 1));
+        let feeding = feed(Duration::from_secs(30), || {
+            fed.set(fed.get() + 1);
+            std::future::ready(())
+        });
         tokio::time::timeout(Duration::from_secs(599), feeding).await.unwrap_err();
         assert_eq!(fed.get(), 20);
     }

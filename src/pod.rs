@@ -74,8 +74,20 @@ impl Pods {
 
     /// Configuration and host facts in force.
     #[must_use]
-    pub fn settings(&self) -> &Settings {
-        &self.shared.settings
+    pub fn settings(&self) -> Arc<Settings> {
+        self.shared.settings()
+    }
+
+    /// Where things lie.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        self.shared.layout()
+    }
+
+    /// Puts other settings in force for whatever begins from now on. Where things lie does not change. Pods whose handler
+    /// is not among the new ones keep it.
+    pub fn reconfigure(&self, settings: Settings) {
+        self.shared.replace_settings(settings);
     }
 
     /// The outside worlds.

@@ -40,8 +40,8 @@ pub struct Parts {
     pub images: ::image::Images,
     /// How far the start is.
     pub readiness: watch::Receiver<Readiness>,
-    /// Configuration in force, as JSON for verbose answers.
-    pub config: Arc<serde_json::Value>,
+    /// Configuration in force, as JSON for verbose answers; a reload replaces it.
+    pub config: watch::Receiver<Arc<serde_json::Value>>,
 }
 
 /// Both CRI services.

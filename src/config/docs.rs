@@ -20,6 +20,21 @@ flags win over files. Tables are merged key by key; a list is replaced as a whol
 | `crimson config default` | prints a file with every key at its default |
 | `crimson config check` | reads the configuration as `serve` would and prints every problem with file, line and key |
 | `crimson config dump` | prints the configuration in force, all files and flags taken together |
+| `crimson reload` | has the running server read its configuration again, and fails when that stays without effect |
+";
+
+const RELOAD: &str = "
+## Reloading
+
+`systemctl reload crimson`, `crimson reload` or SIGHUP has the server read files and drop-ins again; its flags stay. Everything is checked
+before anything changes: with one problem anywhere, or a default handler that would not work, all of the old configuration stays in
+force, `systemctl reload` fails, and journal and `systemctl status` say why. When the command returns, the new configuration is in
+force for whatever begins from then on. Keys that take effect at a restart are named in a warning when they have changed. A handler that
+is taken away stays usable for pods that have it until the server is restarted, and new pods do not get it. OCI runtimes are tried out
+again at each reload.
+
+| key | takes effect |
+|---|---|
 ";
 
 /// A file with every key at its default, each below its explanation.
@@ -65,6 +80,13 @@ pub fn markdown() -> String {
             text.push_str(&format!("| `{}` | `{}` | {} |\n", key.name, key.value, sentence(key.about)));
         }
     }
+    text.push_str(RELOAD);
+    for table in tables() {
+        for key in &table.keys {
+            let when = if key.needs_restart { "at a restart" } else { "at a reload" };
+            text.push_str(&format!("| `{}` | {when} |\n", super::table::within(&table.name, key.name)));
+        }
+    }
     text
 }
 
@@ -72,10 +94,12 @@ fn value_column(table: &Description) -> &'static str {
     if table.is_example { "example" } else { "default" }
 }
 
+/// A doc comment as one line.
 pub(crate) fn sentence(lines: &[&str]) -> String {
     lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join(" ")
 }
 
+/// Every table in the order of the file.
 pub(crate) fn tables() -> Vec<Description> {
     let mut tables = Vec::new();
     ConfigFile::describe("", &mut tables);

@@ -1,7 +1,7 @@
 //! The configuration as written: every table and key of the TOML files, with its meaning and default.
 //!
 //! The doc comments here are the reference: `crimson config default` and `docs/config.md` are made from them. A name
-//! that is not here is refused.
+//! that is not here is refused. `@restart` marks what a running daemon cannot change.
 
 use super::table::{Named, table};
 use super::values::{AbsolutePath, CgroupDriver, Format, HandlerName, Level, OptionalPath, Seconds, Whole};
@@ -10,12 +10,12 @@ table! {
     /// Where crimson keeps things, and where it listens.
     pub struct ConfigFile {
         /// Directory of what must outlive a reboot: images, writable layers, records of pods. Only root may enter it.
-        root: AbsolutePath = AbsolutePath::literal("/var/lib/crimson"),
+        @restart root: AbsolutePath = AbsolutePath::literal("/var/lib/crimson"),
         /// Directory of what a reboot may take away: bundles, sockets of monitors, mounts. Belongs on a tmpfs, and is
         /// crimson's alone.
-        state: AbsolutePath = AbsolutePath::literal("/run/crimson"),
+        @restart state: AbsolutePath = AbsolutePath::literal("/run/crimson"),
         /// Socket on which kubelet and crictl reach the server. Not used when systemd hands over a socket.
-        socket: AbsolutePath = AbsolutePath::literal("/run/crimson/crimson.sock"),
+        @restart socket: AbsolutePath = AbsolutePath::literal("/run/crimson/crimson.sock"),
     } with {
         log: LogTable,
         cni: CniTable,
@@ -55,7 +55,7 @@ table! {
     pub struct CgroupTable {
         /// Who creates them: "systemd", "cgroupfs" (crimson itself), or "auto" for systemd where it is the init
         /// system. kubelet asks for it and follows.
-        driver: CgroupDriver = CgroupDriver::Auto,
+        @restart driver: CgroupDriver = CgroupDriver::Auto,
     }
 }
 
@@ -95,7 +95,7 @@ table! {
     /// The process that looks after a pod's containers.
     pub struct MonitorTable {
         /// Program of the monitor. Empty to look beside the crimson program, then in libexec.
-        path: OptionalPath = OptionalPath::default(),
+        @restart path: OptionalPath = OptionalPath::default(),
     }
 }
 

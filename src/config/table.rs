@@ -1,8 +1,10 @@
 //! Declares a table of the configuration once, and gets from it everything that must not drift apart.
 //!
 //! `table!` turns one declaration (keys with their doc comment, type and default) into the struct as written, in
-//! which every key may be absent, its defaults, its merge with a later layer, and its description for the reference.
-//! Tables merge key by key; a list is a value and is replaced as a whole.
+//! which every key may be absent, its defaults, its merge with a later layer, its comparison with another reading, and its
+//! description for the reference. Tables merge key by key; a list is a value and is replaced as a whole.
+//!
+//! A key after `@restart` keeps its value while the daemon runs; all others can be reloaded.
 
 use std::collections::BTreeMap;
 
@@ -20,6 +22,21 @@ pub trait Table: Sized {
 
     /// Adds this table, called `name`, and the tables within it to the reference.
     fn describe(name: &str, tables: &mut Vec<Description>);
+
+    /// Adds every key of this table, called `name`, whose value is another in `next`.
+    fn compare(&self, next: &Self, name: &str, changes: &mut Vec<Change>);
+
+    /// Takes the value in `running` for every key that only a restart can change.
+    fn keep_until_restart(&mut self, running: &Self);
+}
+
+/// A key, or a whole table, that is different in another reading of the configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Change {
+    /// Its full name.
+    pub key: String,
+    /// Whether it takes effect at a restart only.
+    pub needs_restart: bool,
 }
 
 /// A table in the reference.
@@ -44,14 +61,21 @@ pub struct Key {
     pub about: &'static [&'static str],
     /// Its default in TOML, or an example of a value.
     pub value: String,
+    /// Whether another value takes effect at a restart only.
+    pub needs_restart: bool,
 }
 
 impl Key {
     /// A key whose default is `value`.
-    pub fn new<V: Serialize>(name: &'static str, about: &'static [&'static str], value: V) -> Self {
+    pub fn new<V: Serialize>(
+        name: &'static str,
+        about: &'static [&'static str],
+        value: V,
+        needs_restart: bool,
+    ) -> Self {
         let value =
             toml::Value::try_from(value).map_or_else(|error| error.to_string(), |value| value.to_string());
-        Self { name, about, value }
+        Self { name, about, value, needs_restart }
     }
 }
 
@@ -66,7 +90,7 @@ impl<T> Default for Named<T> {
     }
 }
 
-impl<T: Table> Table for Named<T> {
+impl<T: Table + PartialEq> Table for Named<T> {
     fn defaults() -> Self {
         Self::default()
     }
@@ -85,6 +109,27 @@ impl<T: Table> Table for Named<T> {
         T::describe(&format!("{name}.NAME"), tables);
         tables.iter_mut().skip(first).for_each(|table| table.is_example = true);
     }
+
+    fn compare(&self, next: &Self, name: &str, changes: &mut Vec<Change>) {
+        for (key, table) in &self.0 {
+            let name = within(name, key.as_str());
+            match next.0.get(key) {
+                Some(next) => table.compare(next, &name, changes),
+                None => changes.push(Change { key: name, needs_restart: false }),
+            }
+        }
+        for key in next.0.keys().filter(|key| !self.0.contains_key(*key)) {
+            changes.push(Change { key: within(name, key.as_str()), needs_restart: false });
+        }
+    }
+
+    fn keep_until_restart(&mut self, running: &Self) {
+        for (name, table) in &mut self.0 {
+            if let Some(running) = running.0.get(name) {
+                table.keep_until_restart(running);
+            }
+        }
+    }
 }
 
 /// The full name of a table or key within the table `outer`.
@@ -96,7 +141,7 @@ macro_rules! table {
     (
         $(#[doc = $about:literal])+
         pub struct $Table:ident {
-            $( $(#[doc = $doc:literal])+ $key:ident: $Value:ty = $default:expr, )*
+            $( $(#[doc = $doc:literal])+ $(@$when:ident)? $key:ident: $Value:ty = $default:expr, )*
         }
         $( with { $( $sub:ident: $Sub:ty, )+ } )?
     ) => {
@@ -143,7 +188,12 @@ macro_rules! table {
                     name: name.to_owned(),
                     about: &[$($about),+],
                     keys: vec![ $(
-                        $crate::config::table::Key::new::<$Value>(stringify!($key), &[$($doc),+], $default),
+                        $crate::config::table::Key::new::<$Value>(
+                            stringify!($key),
+                            &[$($doc),+],
+                            $default,
+                            $crate::config::table::needs_restart!($($when)?),
+                        ),
                     )* ],
                     is_example: false,
                 });
@@ -154,8 +204,42 @@ macro_rules! table {
                     );
                 )+)?
             }
+
+            fn compare(&self, next: &Self, name: &str, changes: &mut Vec<$crate::config::table::Change>) {
+                $(
+                    if self.$key() != next.$key() {
+                        changes.push($crate::config::table::Change {
+                            key: $crate::config::table::within(name, stringify!($key)),
+                            needs_restart: $crate::config::table::needs_restart!($($when)?),
+                        });
+                    }
+                )*
+                $($(
+                    let name_of_sub = $crate::config::table::within(name, stringify!($sub));
+                    self.$sub.compare(&next.$sub, &name_of_sub, changes);
+                )+)?
+            }
+
+            fn keep_until_restart(&mut self, running: &Self) {
+                $(
+                    if $crate::config::table::needs_restart!($($when)?) {
+                        self.$key = Some(running.$key());
+                    }
+                )*
+                $($( self.$sub.keep_until_restart(&running.$sub); )+)?
+            }
         }
     };
 }
 
-pub(super) use table;
+/// The mark of a key as a value.
+macro_rules! needs_restart {
+    () => {
+        false
+    };
+    (restart) => {
+        true
+    };
+}
+
+pub(super) use {needs_restart, table};

@@ -56,6 +56,29 @@ fn holder(file: &mut File) -> Option<u32> {
     text.trim().parse().ok()
 }
 
+/// The process of the daemon that has `state`, if one has: it says so in the lock file, and has that file open.
+///
+/// # Errors
+/// When the lock file or the process cannot be looked at.
+pub fn daemon_on(state: &Path) -> std::io::Result<Option<u32>> {
+    use std::os::unix::fs::MetadataExt as _;
+    let mut file = match File::open(state.join(NAME)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let lock = file.metadata()?;
+    let Some(pid) = holder(&mut file).filter(|pid| is_alive(*pid)) else { return Ok(None) };
+    for descriptor in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        // One that was closed meanwhile is none that is looked for.
+        let Ok(open) = std::fs::metadata(descriptor?.path()) else { continue };
+        if (open.dev(), open.ino()) == (lock.dev(), lock.ino()) {
+            return Ok(Some(pid));
+        }
+    }
+    Ok(None)
+}
+
 fn is_alive(pid: u32) -> bool {
     i32::try_from(pid).is_ok_and(|pid| sys::pidfd::start_time(pid).is_ok())
 }

@@ -197,3 +197,16 @@ fn a_socket_of_systemd_is_taken_over_and_its_variables_end_here() {
     assert!(child.wait().unwrap().success());
     assert_eq!(answer, "served");
 }
+
+#[tokio::test]
+async fn the_daemon_of_a_state_directory_can_be_found() {
+    let place = Place::new();
+    assert_eq!(daemon_on(&place.state()).unwrap(), None);
+    let listener = place.open().unwrap();
+    assert_eq!(listener.path(), Some(place.socket()));
+    assert!(!listener.is_inherited());
+    assert_eq!(daemon_on(&place.state()).unwrap(), Some(std::process::id()));
+    std::fs::write(place.state().join("crimson.lock"), "1\n").unwrap();
+    assert_eq!(daemon_on(&place.state()).unwrap(), None, "another process, which has not got the file open");
+    drop(listener);
+}

@@ -167,8 +167,8 @@ fn container_spec(
         seccomp_profile: sources.seccomp_profile,
         selinux: None,
     };
-    let handler = shared.settings.handler(&sandbox.handler)?;
-    let facts =
-        NodeFacts { recursive_read_only: handler.recursive_read_only, ..shared.settings.facts.clone() };
+    let settings = shared.settings();
+    let recursive_read_only = settings.handler_of_pod(&sandbox.handler)?.recursive_read_only;
+    let facts = NodeFacts { recursive_read_only, ..settings.facts.clone() };
     Ok(spec::container_spec(&record.request, &sandbox.request, &facts, &place)?)
 }

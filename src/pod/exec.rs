@@ -116,7 +116,7 @@ impl Exec {
         if let Err(error) = removed {
             super::actor::log_dropped("a process file could not be removed", &error);
         }
-        let cap = self.shared.settings.exec_output_bytes;
+        let cap = self.shared.settings().exec_output_bytes;
         let caught = catch(output, exit, cap, limit).await;
         match caught {
             Caught::Ended(output) => {
@@ -157,7 +157,7 @@ impl Exec {
     async fn start(&self, process: PathBuf) -> Result<Output, StepError> {
         let (stdout, far_stdout) = pipe()?;
         let (stderr, far_stderr) = pipe()?;
-        let timeout = self.shared.settings.runtime_timeout;
+        let timeout = self.shared.settings().runtime_timeout;
         let request = ExecRequest {
             exec: self.id.clone(),
             container: self.container.id.clone(),

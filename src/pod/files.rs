@@ -34,7 +34,7 @@ pub(super) async fn make_pod_files(shared: &Shared, record: &SandboxRecord) -> R
     let dir = shared.layout().pod_dir(&record.id);
     let files = PodFiles::of(shared, record);
     let resolv_conf = resolv_conf(&record.request.dns())?;
-    let hostname = record.request.effective_hostname(&shared.settings.facts.hostname).to_owned();
+    let hostname = record.request.effective_hostname(&shared.settings().facts.hostname).to_owned();
     let log_directory = PathBuf::from(record.request.log_directory());
     blocking(move || {
         sys::atomic::create_dir_all(&dir, 0o711)?;

@@ -246,7 +246,7 @@ async fn settle(
 /// Records of containers whose sandbox has no record: what they hold is freed.
 async fn discard_ownerless(shared: &Arc<Shared>, containers: Vec<ContainerRecord>, dir: PathBuf) {
     for container in containers {
-        let handler = shared.settings.default_handler.clone();
+        let handler = shared.settings().default_handler.clone();
         teardown::free_container(shared, &handler, &container, None).await;
         save(teardown::discard_container(shared, &container).await);
     }

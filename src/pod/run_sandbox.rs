@@ -30,7 +30,8 @@ pub(super) struct Running {
 
 /// Checks the request against the configuration and plans every resource; touches nothing.
 pub(super) fn intend(shared: &Shared, request: SandboxRequest) -> Result<SandboxRecord, PodError> {
-    let handler = shared.settings.handler(request.runtime_handler())?;
+    let settings = shared.settings();
+    let handler = settings.handler(request.runtime_handler())?;
     cni::Bandwidth::from_annotations(&request.annotations().clone().into_iter().collect())
         .map_err(|error| PodError::Invalid(types::error::chain(&error)))?;
     let id = types::SandboxId::from_random(sys::random::bytes());
@@ -38,7 +39,7 @@ pub(super) fn intend(shared: &Shared, request: SandboxRequest) -> Result<Sandbox
     let cgroup = shared.drivers.cgroups.oci_path(request.cgroup_parent(), id.as_str()).map_err(|error| {
         PodError::Step { verb: "run sandbox", object, step: "cgroup", source: Box::new(error.into()) }
     })?;
-    let netns = (!request.host_network()).then(|| shared.settings.netns_dir.join(netns_name()));
+    let netns = (!request.host_network()).then(|| settings.netns_dir.join(netns_name()));
     let shm = (!request.host_ipc()).then(|| shared.layout().pod_dir(&id).join("shm"));
     Ok(SandboxRecord {
         version: VERSION,
@@ -93,7 +94,7 @@ struct Attempt<'a> {
 
 impl Attempt<'_> {
     async fn perform(&mut self) -> Result<(), PodError> {
-        let handler = self.shared.settings.handler(&self.record.handler)?.clone();
+        let handler = self.shared.settings().handler_of_pod(&self.record.handler)?.clone();
         self.steps.run("record", self.record.save(self.shared.layout())).await?;
         self.steps.run("files", files::make_pod_files(self.shared, &self.record)).await?;
         let rootfs = self.lease_pause().await?;
@@ -120,7 +121,7 @@ impl Attempt<'_> {
     /// Holds the configured pause image, if one is, and fetches it if it is not there: kubelet never does. Otherwise the
     /// embedded program serves.
     async fn lease_pause(&mut self) -> Result<Option<image::Rootfs>, PodError> {
-        let Some(reference) = self.shared.settings.pause_image.clone() else { return Ok(None) };
+        let Some(reference) = self.shared.settings().pause_image.clone() else { return Ok(None) };
         let images = &self.shared.drivers.images;
         let image = self.steps.run("pause image", images.ensure(&reference)).await?;
         self.record.pause_image = Some(image.clone());
@@ -206,7 +207,7 @@ async fn write_bundle(
         seccomp_profile,
         selinux: None,
     };
-    let spec = spec::sandbox_spec(&record.request, &shared.settings.facts, &place)?;
+    let spec = spec::sandbox_spec(&record.request, &shared.settings().facts, &place)?;
     files::write_bundle(bundle, &spec).await
 }
 
@@ -228,7 +229,7 @@ fn create_request(
         stdin: false,
         stdin_once: false,
         exit_file: bundle.join("exit.json"),
-        timeout_ms: u64::try_from(shared.settings.runtime_timeout.as_millis()).unwrap_or(u64::MAX),
+        timeout_ms: u64::try_from(shared.settings().runtime_timeout.as_millis()).unwrap_or(u64::MAX),
         bundle,
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use monitor_api::RuntimeCommand;
 use spec::{NodeFacts, PodKey};
+use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use types::{ContainerId, SandboxId, Timestamp};
 
@@ -47,7 +48,7 @@ pub struct Handler {
 }
 
 /// What the configuration and the host say.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// Where things lie.
     pub layout: Layout,
@@ -55,6 +56,8 @@ pub struct Settings {
     pub facts: NodeFacts,
     /// The handlers by name.
     pub handlers: BTreeMap<String, Handler>,
+    /// Handlers that a reload took away: pods that have one keep it, new pods do not get it.
+    pub retired: BTreeMap<String, Handler>,
     /// The handler that "" stands for.
     pub default_handler: String,
     /// A pause image; none means the embedded program.
@@ -68,6 +71,22 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// Nothing configured, in this place.
+    #[must_use]
+    pub fn at(layout: Layout) -> Self {
+        Self {
+            layout,
+            facts: NodeFacts::default(),
+            handlers: BTreeMap::new(),
+            retired: BTreeMap::new(),
+            default_handler: String::new(),
+            pause_image: None,
+            runtime_timeout: Duration::ZERO,
+            netns_dir: PathBuf::new(),
+            exec_output_bytes: 0,
+        }
+    }
+
     /// The handler that a request names.
     ///
     /// # Errors
@@ -84,11 +103,36 @@ impl Settings {
                 PodError::UnknownHandler(name.to_owned())
             }
         })?;
-        match &handler.broken {
-            None => Ok(handler),
-            Some(reason) => {
-                Err(PodError::BrokenHandler { name: handler.name.clone(), reason: reason.clone() })
-            }
+        handler.usable()
+    }
+
+    /// The handler of a pod that exists.
+    ///
+    /// # Errors
+    /// When it is not configured any more since a start of the server, or does not work on this host.
+    pub fn handler_of_pod(&self, name: &str) -> Result<&Handler, PodError> {
+        match self.retired.get(name) {
+            Some(handler) if !self.handlers.contains_key(name) => handler.usable(),
+            _ => self.handler(name),
+        }
+    }
+
+    /// These settings as the successors of `earlier`: what those had and these lack is retired.
+    fn following(mut self, earlier: &Self) -> Self {
+        let known = earlier.retired.iter().chain(&earlier.handlers);
+        self.retired = known
+            .filter(|(name, _)| !self.handlers.contains_key(*name))
+            .map(|(name, handler)| (name.clone(), handler.clone()))
+            .collect();
+        self
+    }
+}
+
+impl Handler {
+    fn usable(&self) -> Result<&Self, PodError> {
+        match &self.broken {
+            None => Ok(self),
+            Some(reason) => Err(PodError::BrokenHandler { name: self.name.clone(), reason: reason.clone() }),
         }
     }
 }
@@ -105,7 +149,9 @@ pub(super) struct Directory {
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) drivers: Drivers,
-    pub(super) settings: Settings,
+    /// Replaced as a whole by a reload; each operation takes them once for what belongs together.
+    settings: watch::Sender<Arc<Settings>>,
+    layout: Layout,
     /// Operations: waited for when the server ends.
     pub(super) operations: TaskTracker,
     /// Everything else: owners of pods, event pumps, retries. They end with the process.
@@ -122,7 +168,8 @@ impl Shared {
         let parents = Parents::open(settings.layout.cgroup_list());
         Self {
             drivers,
-            settings,
+            layout: settings.layout.clone(),
+            settings: watch::Sender::new(Arc::new(settings)),
             parents,
             operations: TaskTracker::new(),
             tasks: TaskTracker::new(),
@@ -133,7 +180,20 @@ impl Shared {
     }
 
     pub(super) fn layout(&self) -> &Layout {
-        &self.settings.layout
+        &self.layout
+    }
+
+    /// The settings in force at this moment.
+    pub(super) fn settings(&self) -> Arc<Settings> {
+        Arc::clone(&self.settings.borrow())
+    }
+
+    /// Puts `settings` in force for whatever begins from now on.
+    pub(super) fn replace_settings(&self, settings: Settings) {
+        // Under the lock of the directory, beneath which new pods choose their handler.
+        let _directory = self.directory();
+        let settings = settings.following(&self.settings());
+        self.settings.send_replace(Arc::new(settings));
     }
 
     /// Locks the directory; never held across an await.

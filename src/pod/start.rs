@@ -59,9 +59,10 @@ fn create_request(
     sandbox: &SandboxRecord,
     record: &ContainerRecord,
 ) -> Result<CreateRequest, PodError> {
-    let handler = shared.settings.handler(&sandbox.handler)?;
+    let settings = shared.settings();
+    let handler = settings.handler_of_pod(&sandbox.handler)?;
     let bundle = shared.layout().bundle(record.id.as_str());
-    let timeout_ms = u64::try_from(shared.settings.runtime_timeout.as_millis()).unwrap_or(u64::MAX);
+    let timeout_ms = u64::try_from(settings.runtime_timeout.as_millis()).unwrap_or(u64::MAX);
     Ok(CreateRequest {
         container: record.id.clone(),
         rootfs: Some(overlay(shared, record)),

@@ -18,7 +18,7 @@ use types::{ContainerId, ErrorKind, Kind, SandboxId};
 
 use super::host::fake::FakeHost;
 use super::view::{ContainerState, SandboxState};
-use super::{Drivers, Handler, Layout, Pods, Settings};
+use super::{Drivers, Handler, Layout, PodError, Pods, Settings};
 
 const IMAGE: &str = "example.test/app:1";
 
@@ -80,6 +80,7 @@ impl Node {
             layout,
             facts: NodeFacts::default(),
             handlers: [("runc".to_owned(), handler)].into(),
+            retired: [].into(),
             default_handler: "runc".to_owned(),
             pause_image,
             runtime_timeout: Duration::from_secs(5),
@@ -552,5 +553,37 @@ async fn a_stop_cut_off_by_a_crash_is_completed() {
     pods.stop_sandbox(sandbox_id.as_str()).await.unwrap();
     assert_eq!(pods.container(id.as_str()).unwrap().state, ContainerState::Exited);
     pods.remove_sandbox(sandbox_id.as_str()).await.unwrap();
+    assert_eq!(node.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_handler_that_a_reload_takes_away_stays_with_the_pods_that_have_it() {
+    let node = Node::new();
+    let pods = node.recovered().await;
+    let (sandbox_id, _) = run(&pods, "web").await;
+    let mut settings = Settings::clone(&pods.settings());
+    let runc = settings.handlers.remove("runc").unwrap();
+    settings.handlers.insert("crun".to_owned(), Handler { name: "crun".to_owned(), ..runc.clone() });
+    settings.default_handler = "crun".to_owned();
+    pods.reconfigure(settings.clone());
+    // Once more, as if another key had changed.
+    pods.reconfigure(Settings { exec_output_bytes: 7, ..settings.clone() });
+
+    let id = pods.create_container(sandbox_id.as_str(), container("late")).await.unwrap();
+    pods.start_container(id.as_str()).await.unwrap();
+    assert_eq!(pods.settings().exec_output_bytes, 7);
+    let error = pods.settings().handler("runc").unwrap_err();
+    assert!(matches!(error, PodError::UnknownHandler(_)), "new pods do not get it: {error}");
+    let next = pods.run_sandbox(sandbox("next")).await.unwrap();
+    assert_eq!(pods.sandbox(next.as_str()).unwrap().0.handler, "crun");
+
+    // Back again, and broken: that counts.
+    let broken = Some("gone".to_owned());
+    settings.handlers.insert("runc".to_owned(), Handler { broken, ..runc });
+    pods.reconfigure(settings);
+    assert!(pods.create_container(sandbox_id.as_str(), container("later")).await.is_err());
+    for id in [sandbox_id, next] {
+        pods.remove_sandbox(id.as_str()).await.unwrap();
+    }
     assert_eq!(node.left(), Vec::<String>::new());
 }

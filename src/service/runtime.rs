@@ -81,7 +81,7 @@ impl RuntimeEdge {
 
     /// Why records could not be written now, if so. A full disk is no reason: everything that frees space goes on.
     fn store_trouble(&self) -> Option<String> {
-        let root = self.parts.pods.settings().layout.root();
+        let root = self.parts.pods.layout().root();
         match rustix::fs::statvfs(root) {
             Ok(stat) if stat.f_flag.contains(StatVfsMountFlags::RDONLY) => {
                 Some(format!("{} is mounted read-only", root.display()))
@@ -113,7 +113,7 @@ impl RuntimeEdge {
         let network = self.parts.pods.drivers().network.status();
         let load = if network.ready { "OK".to_owned() } else { network.message };
         HashMap::from([
-            ("config".to_owned(), text(&*self.parts.config)),
+            ("config".to_owned(), text(&**self.parts.config.borrow())),
             ("cniconfig".to_owned(), text(&self.parts.pods.drivers().network.describe())),
             ("lastCNILoadStatus".to_owned(), text(&load)),
             ("crimson".to_owned(), text(&json!({ "version": env!("CARGO_PKG_VERSION") }))),
@@ -206,7 +206,7 @@ impl RuntimeService for RuntimeEdge {
         let request = request.into_inner();
         let (view, pod) =
             self.parts.pods.sandbox(&request.pod_sandbox_id).map_err(|error| status(&*error))?;
-        let bundle = self.parts.pods.settings().layout.bundle(view.id.as_str());
+        let bundle = self.parts.pods.layout().bundle(view.id.as_str());
         let info = if request.verbose { sandbox::info(&view, &bundle) } else { HashMap::new() };
         Ok(Response::new(v1::PodSandboxStatusResponse {
             status: Some(sandbox::status(&view)),
