@@ -2,7 +2,7 @@
 //!
 //! [`Pods`] is the only door. Behind it one task owns each pod ([`actor`]); tables decide ([`phase`]); each verb is a
 //! list of named steps in a file of its own ([`run_sandbox`], [`create`], [`start`], [`stop`], [`remove`], [`exec`],
-//! [`teardown`]); records on disk ([`record`]) say what there may be; [`recover`] makes them true again after a
+//! [`update`], [`teardown`]); records on disk ([`record`]) say what there may be; [`recover`] makes them true again after a
 //! restart. Readers get immutable [`view`]s and wait for nobody.
 //!
 //! Knows no gRPC and no wire type. The outside worlds are traits ([`Drivers`]), so that whole lives run in unit tests.
@@ -30,6 +30,7 @@ mod stop;
 mod teardown;
 #[cfg(test)]
 mod tests;
+mod update;
 pub mod view;
 
 use std::collections::btree_map::Range;
@@ -37,7 +38,8 @@ use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
-use spec::{ContainerRequest, SandboxRequest};
+use spec::resources::SandboxResources;
+use spec::{ContainerRequest, ResourcesUpdate, SandboxRequest};
 use types::{ContainerId, SandboxId};
 
 use self::actor::{Actor, Message, PodHandle};
@@ -201,6 +203,27 @@ impl Pods {
             Err(error) if matches!(*error, PodError::ContainerNotFound(_)) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Changes the limits of a created or running container; what the update leaves zero or empty stays.
+    ///
+    /// # Errors
+    /// When there is no such container, it has ended, or a limit is refused; the limits are what they were then.
+    pub async fn update_container(&self, id: &str, update: ResourcesUpdate) -> Result<(), SharedError> {
+        let (container, handle) = self.find_container(id)?;
+        let update = Box::new(update);
+        let outcome = handle.call(|reply| Message::Update(container.id.clone(), update, reply)).await;
+        outcome.unwrap_or_else(|| Err(Arc::new(PodError::ContainerNotFound(id.to_owned()))))
+    }
+
+    /// Remembers the resources of a ready sandbox, whose limits are set by the caller.
+    ///
+    /// # Errors
+    /// When there is no such sandbox, it is not ready, or its record cannot be written.
+    pub async fn update_sandbox(&self, id: &str, resources: SandboxResources) -> Result<(), SharedError> {
+        let (_, handle) = self.find_sandbox(id)?;
+        let outcome = handle.call(|reply| Message::UpdateSandbox(Box::new(resources), reply)).await;
+        outcome.unwrap_or_else(|| Err(Arc::new(PodError::SandboxNotFound(id.to_owned()))))
     }
 
     /// Begins a new log file of a running container, after its old one has been renamed.

@@ -7,13 +7,15 @@
 mod containers;
 pub(super) mod exits;
 mod sandbox;
+mod updates;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use monitor_api::{Connection, Event, Monitor};
-use spec::ContainerRequest;
+use spec::resources::SandboxResources;
+use spec::{ContainerRequest, ResourcesUpdate};
 use tokio::sync::{mpsc, oneshot, watch};
 use types::{ContainerId, ExecId, SandboxId};
 
@@ -23,6 +25,7 @@ use super::record::{ContainerRecord, SandboxRecord};
 use super::run_sandbox::Running;
 use super::shared::Shared;
 use super::stop::Deadline;
+use super::update::Update;
 use super::view::{PodView, SandboxState, SandboxView};
 
 /// Messages waiting for one pod at most; senders wait beyond that.
@@ -47,6 +50,10 @@ pub(super) enum Message {
     Start(ContainerId, Reply<()>),
     Stop(ContainerId, Duration, Reply<()>),
     Remove(ContainerId, Reply<()>),
+    Update(ContainerId, Box<ResourcesUpdate>, Reply<()>),
+    /// An update that an earlier server has begun.
+    ResumeUpdate(ContainerId),
+    UpdateSandbox(Box<SandboxResources>, Reply<()>),
     Use(ContainerId, &'static str, Reply<Arc<dyn Monitor>>),
     WatchExec(ExecId, oneshot::Sender<ExecExit>),
     ForgetExec(ExecId),
@@ -65,6 +72,9 @@ pub(super) enum Done {
     Start(ContainerId, Result<Box<ContainerRecord>, (Box<ContainerRecord>, PodError)>),
     Stop(ContainerId, Result<(), PodError>),
     Remove(ContainerId, Result<(), PodError>),
+    Update(Box<Update>, Result<(), PodError>),
+    /// An update that could not be recorded has been undone.
+    UndoneUpdate(ContainerId, PodError),
 }
 
 /// The way to a pod's task, and its latest view.
@@ -123,6 +133,8 @@ pub(super) struct ContainerCell {
     pub(super) starting: Vec<Reply<()>>,
     pub(super) stopping: Vec<Reply<()>>,
     pub(super) removing: Vec<Reply<()>>,
+    /// Its limits are being changed: for whom.
+    pub(super) updating: Option<Reply<()>>,
 }
 
 impl ContainerCell {
@@ -134,6 +146,7 @@ impl ContainerCell {
             starting: Vec::new(),
             stopping: Vec::new(),
             removing: Vec::new(),
+            updating: None,
         }
     }
 }
@@ -197,6 +210,7 @@ impl Actor {
             actor.adopt(connection);
         }
         actor.publish();
+        actor.resume_updates();
         shared.tasks.spawn(actor.run());
         PodHandle { outbox, view: watcher }
     }
@@ -221,6 +235,9 @@ impl Actor {
             Message::Start(id, reply) => self.on_start(id, reply),
             Message::Stop(id, grace, reply) => self.on_stop(id, grace, reply),
             Message::Remove(id, reply) => self.on_remove(id, reply),
+            Message::Update(id, update, reply) => self.on_update(id, update, reply).await,
+            Message::ResumeUpdate(id) => self.on_resume_update(id).await,
+            Message::UpdateSandbox(resources, reply) => self.on_update_sandbox(resources, reply).await,
             Message::Use(id, verb, reply) => self.on_use(id, verb, reply),
             Message::WatchExec(id, watcher) => {
                 self.execs.insert(id, watcher);
@@ -246,6 +263,8 @@ impl Actor {
             Done::Start(id, result) => self.start_done(&id, result).await,
             Done::Stop(id, result) => self.stop_done(&id, result),
             Done::Remove(id, result) => self.remove_done(&id, result),
+            Done::Update(update, result) => self.update_done(update, result).await,
+            Done::UndoneUpdate(id, error) => self.update_failed(&id, error).await,
         }
     }
 

@@ -56,6 +56,7 @@ pub(super) fn intend(
         stop_signal: request.stop_signal(&image.config).number(),
         user: (0, 0, Vec::new()),
         exit: None,
+        updating: None,
         request: Arc::new(request),
     })
 }

@@ -97,6 +97,9 @@ pub enum StepError {
     /// The monitor or, through it, the OCI runtime.
     #[error(transparent)]
     Monitor(#[from] monitor_api::MonitorError),
+    /// The OCI runtime, called without the monitor.
+    #[error(transparent)]
+    Runtime(#[from] runtime::RuntimeError),
     /// The cgroup driver.
     #[error(transparent)]
     Cgroup(#[from] cgroup::CgroupError),
@@ -155,6 +158,7 @@ impl StepError {
             Self::Image(error) => error.kind(),
             Self::Network(error) => error.kind(),
             Self::Monitor(error) => error.kind(),
+            Self::Runtime(error) => error.kind(),
             Self::Cgroup(error) => error.kind(),
             Self::Spec(error) => error.kind(),
             Self::File(error) => error.kind(),

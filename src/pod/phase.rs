@@ -75,6 +75,8 @@ pub(super) enum SandboxVerb {
     CreateContainer,
     /// StartContainer in it.
     StartContainer,
+    /// UpdatePodSandboxResources.
+    Update,
 }
 
 /// Requests on a container.
@@ -90,6 +92,8 @@ pub(super) enum ContainerVerb {
     Remove,
     /// ExecSync, ReopenContainerLog and what else needs a running process.
     Use,
+    /// UpdateContainerResources.
+    Update,
 }
 
 impl SandboxPhase {
@@ -102,7 +106,9 @@ impl SandboxPhase {
             (P::Creating, SandboxVerb::Run) => D::Join,
             (P::Ready, SandboxVerb::Run) => D::Done,
             (P::Creating, _) => D::Defer,
-            (P::Ready, SandboxVerb::CreateContainer | SandboxVerb::StartContainer) => D::Begin,
+            (P::Ready, SandboxVerb::CreateContainer | SandboxVerb::StartContainer | SandboxVerb::Update) => {
+                D::Begin
+            }
             (P::Ready | P::NotReady, SandboxVerb::Remove) => D::Begin,
             (P::Ready, SandboxVerb::Stop) => D::Begin,
             (P::Stopping, SandboxVerb::Stop) | (P::Removing, SandboxVerb::Stop | SandboxVerb::Remove) => {
@@ -141,12 +147,13 @@ impl ContainerPhase {
             (P::Created, V::Create) => D::Done,
             (P::Created, V::Start) => D::Begin,
             (P::Created | P::Exited | P::Removing, V::Stop) => D::Done,
-            (P::Running, V::Stop | V::Use) => D::Begin,
-            (P::Starting, V::Stop | V::Remove | V::Use) => D::Defer,
+            (P::Running, V::Stop | V::Use) | (P::Created | P::Running, V::Update) => D::Begin,
+            (P::Starting, V::Stop | V::Remove | V::Use | V::Update) => D::Defer,
             (P::Created | P::Running | P::Exited, V::Remove) => D::Begin,
             (P::Starting | P::Running | P::Exited | P::Removing, V::Create)
             | (P::Running | P::Exited | P::Removing, V::Start)
-            | (P::Created | P::Exited | P::Removing, V::Use) => D::Refuse,
+            | (P::Created | P::Exited | P::Removing, V::Use)
+            | (P::Exited | P::Removing, V::Update) => D::Refuse,
         }
     }
 
@@ -198,10 +205,23 @@ mod tests {
         }
     }
 
+    /// A change of what is on its way somewhere waits for its arrival; what has ended has no limits to change.
+    #[test]
+    fn limits_of_what_is_there_can_be_changed() {
+        for phase in CONTAINER_PHASES {
+            let expected = match phase {
+                ContainerPhase::Created | ContainerPhase::Running => Decision::Begin,
+                ContainerPhase::Creating | ContainerPhase::Starting => Decision::Defer,
+                ContainerPhase::Exited | ContainerPhase::Removing => Decision::Refuse,
+            };
+            assert_eq!(phase.decide(ContainerVerb::Update), expected, "{phase:?}");
+        }
+    }
+
     #[test]
     fn nothing_is_created_or_started_in_a_sandbox_that_is_not_ready() {
         for phase in SANDBOX_PHASES {
-            for verb in [SandboxVerb::CreateContainer, SandboxVerb::StartContainer] {
+            for verb in [SandboxVerb::CreateContainer, SandboxVerb::StartContainer, SandboxVerb::Update] {
                 let begun = phase.decide(verb) == Decision::Begin;
                 assert_eq!(begun, phase == SandboxPhase::Ready, "{phase:?} {verb:?}");
             }
@@ -220,7 +240,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_container_runs_at_most_once(verbs in proptest::collection::vec(0_u8..5, 0..40)) {
+        fn a_container_runs_at_most_once(verbs in proptest::collection::vec(0_u8..6, 0..40)) {
             let mut phase = ContainerPhase::Created;
             let mut starts = 0;
             for verb in verbs {
@@ -229,6 +249,7 @@ mod tests {
                     1 => ContainerVerb::Start,
                     2 => ContainerVerb::Stop,
                     3 => ContainerVerb::Remove,
+                    4 => ContainerVerb::Update,
                     _ => ContainerVerb::Use,
                 };
                 let Some(next) = step(phase, verb) else { return Ok(()) };

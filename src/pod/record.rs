@@ -106,6 +106,14 @@ pub(super) struct ContainerRecord {
     pub(super) user: (u32, u32, Vec<u32>),
     #[serde(default)]
     pub(super) exit: Option<Exit>,
+    /// The request that a change of limits under way leads to.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "encode_target",
+        deserialize_with = "decode_target"
+    )]
+    pub(super) updating: Option<Arc<ContainerRequest>>,
 }
 
 fn encode_sandbox<S: Serializer>(request: &Arc<SandboxRequest>, out: S) -> Result<S::Ok, S::Error> {
@@ -124,6 +132,17 @@ fn encode_container<S: Serializer>(request: &Arc<ContainerRequest>, out: S) -> R
 fn decode_container<'de, D: Deserializer<'de>>(from: D) -> Result<Arc<ContainerRequest>, D::Error> {
     let bytes = decode(from)?;
     ContainerRequest::from_bytes(&bytes).map(Arc::new).map_err(serde::de::Error::custom)
+}
+
+fn encode_target<S: Serializer>(target: &Option<Arc<ContainerRequest>>, out: S) -> Result<S::Ok, S::Error> {
+    match target {
+        Some(request) => encode_container(request, out),
+        None => out.serialize_none(),
+    }
+}
+
+fn decode_target<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Arc<ContainerRequest>>, D::Error> {
+    decode_container(from).map(Some)
 }
 
 fn decode<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<u8>, D::Error> {

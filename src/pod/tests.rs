@@ -20,6 +20,8 @@ use super::host::fake::FakeHost;
 use super::view::{ContainerState, SandboxState};
 use super::{Drivers, Handler, Layout, PodError, Pods, Settings};
 
+mod update;
+
 const IMAGE: &str = "example.test/app:1";
 
 /// A node in memory, whose daemon can be killed and started again.
@@ -74,7 +76,11 @@ impl Node {
         for path in [layout.pods(), layout.bundles(), layout.layers(), layout.records()] {
             std::fs::create_dir_all(path).unwrap();
         }
-        let command = RuntimeCommand { path: "/runc".into(), root: "/nowhere".into(), systemd_cgroup: false };
+        let root = self.dir.path().join("runtime");
+        std::fs::create_dir_all(&root).unwrap();
+        // Stands in for an OCI runtime where one is called without the monitor.
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/runtime/tests/update.sh");
+        let command = RuntimeCommand { path, root, systemd_cgroup: false };
         let handler = Handler { name: "runc".to_owned(), command, broken: None, recursive_read_only: false };
         let settings = Settings {
             layout,
@@ -451,7 +457,10 @@ async fn a_start_cut_off_in_the_runtime_can_be_repeated_after_a_restart() {
     let pods = node.recovered().await;
     assert_eq!(pods.container(id.as_str()).unwrap().state, ContainerState::Created);
     let frees = |call: &cgroup::fake::Call| matches!(call, cgroup::fake::Call::Release(path) if path.contains(id.as_str()));
-    assert!(node.cgroups.calls().iter().any(frees), "its scope may have come to be without the runtime's knowing");
+    assert!(
+        node.cgroups.calls().iter().any(frees),
+        "its scope may have come to be without the runtime's knowing"
+    );
     pods.start_container(id.as_str()).await.unwrap();
     assert_eq!(pods.container(id.as_str()).unwrap().state, ContainerState::Running);
     pods.stop_sandbox(sandbox_id.as_str()).await.unwrap();

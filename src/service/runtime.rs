@@ -8,7 +8,8 @@ use cri_api::v1;
 use cri_api::v1::runtime_service_server::RuntimeService;
 use rustix::fs::StatVfsMountFlags;
 use serde_json::json;
-use spec::{ContainerRequest, SandboxRequest};
+use spec::resources::SandboxResources;
+use spec::{ContainerRequest, ResourcesUpdate, SandboxRequest};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
@@ -208,10 +209,11 @@ impl RuntimeService for RuntimeEdge {
             self.parts.pods.sandbox(&request.pod_sandbox_id).map_err(|error| status(&*error))?;
         let bundle = self.parts.pods.layout().bundle(view.id.as_str());
         let info = if request.verbose { sandbox::info(&view, &bundle) } else { HashMap::new() };
+        let facts = &self.parts.pods.settings().facts;
         Ok(Response::new(v1::PodSandboxStatusResponse {
             status: Some(sandbox::status(&view)),
             info,
-            containers_statuses: pod.containers.iter().map(|view| container::status(view)).collect(),
+            containers_statuses: pod.containers.iter().map(|view| container::status(view, facts)).collect(),
             timestamp: types::Timestamp::now().0,
         }))
     }
@@ -295,7 +297,8 @@ impl RuntimeService for RuntimeEdge {
         let request = request.into_inner();
         let view = self.parts.pods.container(&request.container_id).map_err(|error| status(&*error))?;
         let info = if request.verbose { container::info(&view) } else { HashMap::new() };
-        Ok(Response::new(v1::ContainerStatusResponse { status: Some(container::status(&view)), info }))
+        let status = container::status(&view, &self.parts.pods.settings().facts);
+        Ok(Response::new(v1::ContainerStatusResponse { status: Some(status), info }))
     }
 
     async fn reopen_container_log(
@@ -340,9 +343,15 @@ impl RuntimeService for RuntimeEdge {
 
     async fn update_container_resources(
         &self,
-        _: Request<v1::UpdateContainerResourcesRequest>,
+        request: Request<v1::UpdateContainerResourcesRequest>,
     ) -> Reply<v1::UpdateContainerResourcesResponse> {
-        unimplemented("UpdateContainerResources")
+        self.recovered().await?;
+        let request = request.into_inner();
+        let limits = request.linux.ok_or_else(|| missing("linux"))?;
+        let update = ResourcesUpdate::parse(limits).map_err(|error| status(&error))?;
+        let updated = self.parts.pods.update_container(&request.container_id, update).await;
+        updated.map_err(|error| status(&*error))?;
+        Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
     }
 
     async fn exec(&self, _: Request<v1::ExecRequest>) -> Reply<v1::ExecResponse> {
@@ -440,8 +449,14 @@ impl RuntimeService for RuntimeEdge {
 
     async fn update_pod_sandbox_resources(
         &self,
-        _: Request<v1::UpdatePodSandboxResourcesRequest>,
+        request: Request<v1::UpdatePodSandboxResourcesRequest>,
     ) -> Reply<v1::UpdatePodSandboxResourcesResponse> {
-        unimplemented("UpdatePodSandboxResources")
+        self.recovered().await?;
+        let request = request.into_inner();
+        let resources =
+            SandboxResources::parse(request.overhead, request.resources).map_err(|error| status(&error))?;
+        let updated = self.parts.pods.update_sandbox(&request.pod_sandbox_id, resources).await;
+        updated.map_err(|error| status(&*error))?;
+        Ok(Response::new(v1::UpdatePodSandboxResourcesResponse {}))
     }
 }

@@ -7,6 +7,7 @@ refuse() {
 	exit 1
 }
 printf '%s %s\n' "${10}" "$(cat "$9")" >>"$root/calls"
+if [ -p "$root/hold" ]; then cat "$root/hold" >/dev/null; fi
 if [ -e "$root/hang" ]; then sleep 1000; fi
 if [ -e "$root/refuse" ]; then refuse "$(cat "$root/refuse")"; fi
 left=$(cat "$root/freeze" 2>/dev/null || echo 0)

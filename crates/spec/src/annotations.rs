@@ -62,7 +62,8 @@ pub(crate) fn container(
 fn scope_properties(cgroups_path: &str, request: Option<&ContainerRequest>) -> HashMap<String, String> {
     let resources = request.and_then(ContainerRequest::wire_resources);
     let own_tasks = resources.is_some_and(|asked| asked.unified.contains_key("pids.max"));
-    let wanted = |name: &str| !cgroups_path.starts_with('/') && !(own_tasks && name.ends_with("TasksMax"));
+    let plain = cgroups_path.starts_with('/');
+    let wanted = |name: &str| !(plain || own_tasks && name.ends_with("TasksMax"));
     let properties = SCOPE_PROPERTIES.iter().filter(|(name, _)| wanted(name));
     properties.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect()
 }

@@ -99,6 +99,9 @@ impl Actor {
             return drop(reply.send(Err(Arc::new(self.refuse_sandbox("reach the monitor of")))));
         };
         let Some(cell) = self.containers.get_mut(&id) else { return unknown(&id, reply) };
+        if cell.updating.is_some() {
+            return self.deferred.push(Message::Start(id, reply));
+        }
         let phase = cell.record.phase;
         let object = cell.record.display();
         let refusal = || PodError::WrongState { object, state: phase.word(), verb: "start" };
@@ -183,6 +186,10 @@ impl Actor {
         let Course::Begin(reply) = course else { return };
         if cell.record.phase == ContainerPhase::Running {
             return self.kill_then_remove(id, reply);
+        }
+        if cell.updating.is_some() {
+            // It still writes into the bundle, for a bounded time.
+            return self.deferred.push(Message::Remove(id, reply));
         }
         cell.removing.push(reply);
         cell.record.phase = ContainerPhase::Removing;
@@ -280,6 +287,6 @@ impl Actor {
     }
 }
 
-fn unknown<T>(id: &ContainerId, reply: Reply<T>) {
+pub(super) fn unknown<T>(id: &ContainerId, reply: Reply<T>) {
     drop(reply.send(Err(Arc::new(PodError::ContainerNotFound(id.to_string())))));
 }

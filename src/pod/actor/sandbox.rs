@@ -84,7 +84,7 @@ impl Actor {
         let (waiters, deferred) = (&mut self.sandbox.removing, &mut self.deferred);
         let course = settle(decision, reply, waiters, deferred, || (), Message::RemoveSandbox, || refusal);
         let Course::Begin(reply) = course else { return };
-        if self.containers.values().any(|cell| is_busy(cell.record.phase)) {
+        if self.containers.values().any(|cell| is_busy(cell.record.phase) || cell.updating.is_some()) {
             self.deferred.push(Message::RemoveSandbox(reply));
             return;
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use cri_api::v1;
 use serde_json::json;
-use spec::StopSignal;
+use spec::{NodeFacts, StopSignal};
 
 use super::sandbox::read_spec;
 use super::{json as text, selects};
@@ -45,9 +45,9 @@ pub fn passes(view: &ContainerView, filter: Option<&v1::ContainerFilter>) -> boo
         && selects(&filter.label_selector, view.request.labels())
 }
 
-/// ContainerStatus. Nothing in it needs the image to be still there.
+/// ContainerStatus, with the limits that are in force on a node like this. Nothing in it needs the image to be still there.
 #[must_use]
-pub fn status(view: &ContainerView) -> v1::ContainerStatus {
+pub fn status(view: &ContainerView, facts: &NodeFacts) -> v1::ContainerStatus {
     let config = view.request.config();
     let (uid, gid, groups) = &view.user;
     let image = v1::ImageSpec {
@@ -71,10 +71,8 @@ pub fn status(view: &ContainerView) -> v1::ContainerStatus {
         annotations: config.annotations.clone(),
         mounts: config.mounts.clone(),
         log_path: view.log_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
-        resources: view
-            .request
-            .wire_resources()
-            .map(|linux| v1::ContainerResources { linux: Some(linux.clone()), windows: None }),
+        resources: spec::resources::in_force(&view.request, facts)
+            .map(|linux| v1::ContainerResources { linux: Some(linux), windows: None }),
         image_id: view.image.to_string(),
         user: Some(v1::ContainerUser {
             linux: Some(v1::LinuxContainerUser {

@@ -82,6 +82,8 @@ pub fn info(view: &SandboxView, bundle: &Path) -> HashMap<String, String> {
         "cgroupsPath": view.cgroup,
         "runtimeSpec": read_spec(bundle),
         "cniResult": view.network,
+        "overhead": resources(view, |linux| linux.overhead.as_ref()),
+        "resources": resources(view, |linux| linux.resources.as_ref()),
         "sandboxMetadata": {
             "id": view.id.as_str(),
             "name": view.request.name(),
@@ -91,6 +93,23 @@ pub fn info(view: &SandboxView, bundle: &Path) -> HashMap<String, String> {
         },
     });
     HashMap::from([("info".to_owned(), text(&body))])
+}
+
+/// What a sandbox was told of its pod's resources; null when nothing.
+fn resources(
+    view: &SandboxView,
+    which: fn(&v1::LinuxPodSandboxConfig) -> Option<&v1::LinuxContainerResources>,
+) -> serde_json::Value {
+    let told = view.request.config().linux.as_ref().and_then(which);
+    told.map_or(serde_json::Value::Null, |told| {
+        json!({
+            "cpuPeriod": told.cpu_period,
+            "cpuQuota": told.cpu_quota,
+            "cpuShares": told.cpu_shares,
+            "memoryLimitInBytes": told.memory_limit_in_bytes,
+            "memorySwapLimitInBytes": told.memory_swap_limit_in_bytes,
+        })
+    })
 }
 
 /// The OCI spec in a bundle; null when it is gone, as after a reboot.
