@@ -70,12 +70,12 @@ pub(crate) async fn a_slice_of_kubelet_stays(world: &World) -> Result<Verdict> {
     let cri = world.cri().await?;
     let pod = world.pod("guest", "crun");
     let slice = world::slice(&pod);
-    systemctl(&["start", &slice]).await?;
+    world::make_slice(&pod).await?;
     let pod_id = cri.run_pod(&pod).await?;
     cri.stop_pod(&pod_id).await?;
     cri.remove_pod(&pod_id).await?;
     let state = property(&slice, "ActiveState").await?;
-    systemctl(&["stop", &slice, "kubepods-burstable.slice", "kubepods.slice"]).await?;
+    world::remove_slices().await?;
     ensure!(state == "active", "the slice was there before the pod and is {state} after it");
     Ok(Verdict::Passed)
 }

@@ -47,6 +47,8 @@ pub(crate) fn now() -> u64 {
 
 /// What the service has logged since a moment, at most that many lines of its end.
 pub(crate) async fn journal_since(since: u64, lines: &str) -> String {
+    // What was written a moment ago may not have got there yet.
+    drop(run("journalctl", &["--sync"]).await);
     let since = format!("@{since}");
     let args =
         ["--unit", SERVICE, "--no-pager", "--output", "short-precise", "--since", &since, "--lines", lines];

@@ -159,7 +159,7 @@ async fn purged(world: &World) -> Result {
     world.unconfigure()?;
     println!("    purge: {}", last_line(&host::run("dpkg", &["--purge", "crimson"]).await?));
     ensure!(!Path::new(&format!("/proc/{pid}")).try_exists()?, "a container has survived the purge");
-    systemctl(&["stop", "kubepods.slice"]).await?;
+    world::remove_slices().await?;
     for place in PLACES {
         ensure!(
             std::fs::symlink_metadata(place).is_err(),
@@ -171,7 +171,9 @@ async fn purged(world: &World) -> Result {
         systemctl(&["list-unit-files", "--no-legend", "--full", "crimson*"]).await.unwrap_or_default();
     ensure!(known.trim().is_empty(), "systemd still knows {known}");
     let mounted = host::read("/proc/1/mountinfo")?;
-    ensure!(!mounted.contains("crimson"), "still mounted: {mounted}");
+    let ours =
+        mounted.lines().filter_map(|line| line.split(' ').nth(4)).find(|point| point.contains("/crimson"));
+    ensure!(ours.is_none(), "still mounted: {ours:?}");
     leaks::assert_none(world).await
 }
 
@@ -184,7 +186,7 @@ async fn running(world: &World) -> Result<(String, String, u32)> {
     let cri = world.cri().await?;
     let image = world.image(&cri).await?;
     let pod = world.pod("packaged", "crun");
-    systemctl(&["start", &world::slice(&pod)]).await?;
+    world::make_slice(&pod).await?;
     let pod_id = cri.run_pod(&pod).await?;
     let id = cri.run(&pod_id, &ContainerSpec::lasting("c", &image), &pod).await?;
     let pid = cri.container_pid(&id).await?;
@@ -195,8 +197,7 @@ async fn running(world: &World) -> Result<(String, String, u32)> {
 async fn end(cri: &Cri, pod_id: &str) -> Result {
     cri.stop_pod(pod_id).await?;
     cri.remove_pod(pod_id).await?;
-    systemctl(&["stop", "kubepods.slice"]).await?;
-    Ok(())
+    world::remove_slices().await
 }
 
 fn last_line(text: &str) -> &str {

@@ -48,5 +48,5 @@ async fn logs_steps(world: &World, name: &str) -> Result<bool> {
     cri.remove_pod(&pod_id).await?;
     host::run("journalctl", &["--sync"]).await?;
     let journal = host::run("journalctl", &["--unit", SERVICE, "--no-pager", "--output", "cat"]).await?;
-    Ok(journal.lines().any(|line| line.contains("crimson::step") && line.contains(&pod_id)))
+    Ok(journal.lines().any(|line| line.contains("step=") && line.contains(&pod_id)))
 }

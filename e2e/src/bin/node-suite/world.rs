@@ -1,8 +1,9 @@
 //! What all tests share: the node with its installed service, a registry with one image, a pod network.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -41,6 +42,7 @@ pub(crate) struct World {
     pub(crate) network: Network,
     registry: Registry,
     names: AtomicU32,
+    told_leaks: Mutex<BTreeSet<String>>,
 }
 
 impl World {
@@ -56,7 +58,14 @@ impl World {
         network.leases = PathBuf::from(LEASES);
         let registry = Registry::start(&Arc::new(Machine::host()?)).await?;
         let image = registry.push(ImageBuilder::busybox(Media::Oci)?, "node/busybox", "1").await?;
-        Ok(Self { kind, reference: image.reference, network, registry, names: AtomicU32::new(0) })
+        Ok(Self {
+            kind,
+            reference: image.reference,
+            network,
+            registry,
+            names: AtomicU32::new(0),
+            told_leaks: Mutex::default(),
+        })
     }
 
     /// Writes what an administrator would write after the installation.
@@ -122,6 +131,16 @@ impl World {
         pod
     }
 
+    /// What has been told of as left behind.
+    pub(crate) fn told_leaks(&self) -> BTreeSet<String> {
+        self.told_leaks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Remembers what is told of as left behind.
+    pub(crate) fn tell_leaks(&self, leaks: BTreeSet<String>) {
+        self.told_leaks.lock().unwrap_or_else(PoisonError::into_inner).extend(leaks);
+    }
+
     /// Starts the service if it does not run and removes all pods.
     pub(crate) async fn clear(&self) -> Result {
         host::systemctl(&["reset-failed"]).await?;
@@ -144,6 +163,19 @@ async fn connect() -> Result<Cri> {
 /// The slice that the kubelet names for a burstable pod: dashes would lead a level deeper.
 pub(crate) fn slice_of(uid: &str) -> String {
     format!("kubepods-burstable-pod{}.slice", uid.replace('-', "_"))
+}
+
+/// Makes the slice of a pod as the kubelet does, before it asks for the pod.
+pub(crate) async fn make_slice(pod: &PodSpec) -> Result {
+    host::systemctl(&["start", &slice(pod)]).await.map(drop)
+}
+
+/// Removes all slices as the kubelet does, in the hierarchies that systemd leaves alone, too.
+pub(crate) async fn remove_slices() -> Result {
+    host::systemctl(&["stop", "kubepods.slice"]).await?;
+    let find =
+        "find /sys/fs/cgroup -depth -type d -path '*/kubepods.slice*' -exec rmdir {} + 2>/dev/null; true";
+    host::run("sh", &["-c", find]).await.map(drop)
 }
 
 /// The slice of a pod.
