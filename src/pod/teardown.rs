@@ -236,7 +236,9 @@ async fn free(
 ) {
     if let Some(monitor) = monitor {
         match monitor.delete(id).await {
-            Ok(()) => return,
+            // An OCI runtime that systemd did not answer has gone without its scope.
+            Ok(()) if shared.drivers.cgroups.directories(cgroup).is_empty() => return,
+            Ok(()) => tracing::debug!(container.id = %id, "the OCI runtime has left the cgroup"),
             Err(error) => {
                 let error = types::error::chain(&error);
                 tracing::debug!(container.id = %id, error, "the monitor could not delete; doing without it");

@@ -468,6 +468,20 @@ async fn a_start_cut_off_in_the_runtime_can_be_repeated_after_a_restart() {
     assert_eq!(node.left(), Vec::<String>::new());
 }
 
+/// An OCI runtime whose systemd does not answer, as while that replaces itself, deletes a container but not its scope.
+#[tokio::test]
+async fn a_cgroup_that_the_runtime_has_left_is_freed() {
+    let node = Node::new();
+    let pods = node.recovered().await;
+    let (sandbox_id, id) = run(&pods, "web").await;
+    let cgroup = cgroup::CgroupDriver::oci_path(&*node.cgroups, None, id.as_str()).unwrap();
+    node.cgroups.add(&cgroup, &[]);
+    pods.stop_sandbox(sandbox_id.as_str()).await.unwrap();
+    pods.remove_sandbox(sandbox_id.as_str()).await.unwrap();
+    assert!(node.cgroups.calls().contains(&cgroup::fake::Call::Release(cgroup)));
+    assert_eq!(node.left(), Vec::<String>::new());
+}
+
 #[tokio::test]
 async fn what_nobody_owns_is_swept_away() {
     let node = Node::new();
