@@ -1,0 +1,421 @@
+//! Limits of containers: in force from the start, changed before and after it, left alone by a refusal.
+//!
+//! What is in force is read from the files of the group that the container's process is in, and of the groups around it up
+//! to the container's own; with the systemd driver systemd has to say the same.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use e2e::cri::{LinuxContainerResources, PodSandboxStatusRequest, UpdateContainerResourcesRequest};
+use e2e::{ContainerSpec, ImageBuilder, Media, Node, PodSpec, Registry, Result, code_of};
+use tonic::Code;
+
+const MIB: i64 = 1 << 20;
+
+/// UpdatePodSandboxResourcesRequest, which the client crate does not have yet.
+#[derive(Clone, PartialEq, prost::Message)]
+struct UpdatePod {
+    #[prost(string, tag = "1")]
+    pod_sandbox_id: String,
+    #[prost(message, optional, tag = "2")]
+    overhead: Option<LinuxContainerResources>,
+    #[prost(message, optional, tag = "3")]
+    resources: Option<LinuxContainerResources>,
+}
+
+/// What the files say where there is no limit; v1 has the highest multiple of its page size.
+const NO_LIMIT: &str = "none";
+
+struct Stage {
+    node: Node,
+    _registry: Registry,
+    image: String,
+    pod: PodSpec,
+    pod_id: String,
+}
+
+impl Stage {
+    async fn set() -> Result<Self> {
+        let (node, registry) = Node::boot_with_registry().await?;
+        let pushed = registry.push(ImageBuilder::busybox(Media::Oci)?, "busybox", "1").await?;
+        let image = node.cri().pull(&pushed.reference).await?;
+        let pod = node.pod("limits");
+        let pod_id = node.cri().run_pod(&pod).await?;
+        Ok(Self { node, _registry: registry, image, pod, pod_id })
+    }
+
+    fn container(&self, resources: LinuxContainerResources) -> ContainerSpec {
+        let mut spec = ContainerSpec::lasting("limited", &self.image);
+        let linux = spec.config.linux.as_mut().expect("it has a Linux part");
+        linux.resources = Some(resources);
+        spec
+    }
+
+    async fn create(&self, resources: LinuxContainerResources) -> Result<String> {
+        Ok(self.node.cri().create(&self.pod_id, &self.container(resources), &self.pod).await?)
+    }
+
+    async fn update(
+        &self,
+        id: &str,
+        linux: LinuxContainerResources,
+    ) -> std::result::Result<(), tonic::Status> {
+        let request = UpdateContainerResourcesRequest {
+            container_id: id.to_owned(),
+            linux: Some(linux),
+            ..Default::default()
+        };
+        self.node.cri().update_container_resources(request).await.map(drop)
+    }
+
+    /// What CRI says is in force.
+    async fn reported(&self, id: &str) -> Result<LinuxContainerResources> {
+        let status = self.node.cri().container(id).await?;
+        Ok(status.resources.and_then(|it| it.linux).expect("a container reports its resources"))
+    }
+
+    /// What the kernel says is in force, in words that both versions of its interface share.
+    async fn in_force(&self, id: &str) -> Result<BTreeMap<&'static str, String>> {
+        let pid = self.node.cri().container_pid(id).await?;
+        let group = Group::of(&self.node, pid)?;
+        let mut found = group.limits()?;
+        let score = std::fs::read_to_string(process(&self.node, pid, "oom_score_adj"))?;
+        found.insert("oom", score.trim().to_owned());
+        if e2e::CgroupDriver::asked_for() == e2e::CgroupDriver::Systemd {
+            self.assert_systemd_agrees(id, group.is_v2(), &found).await?;
+        }
+        Ok(found)
+    }
+
+    /// The unit's properties say what the files do.
+    async fn assert_systemd_agrees(
+        &self,
+        id: &str,
+        v2: bool,
+        files: &BTreeMap<&'static str, String>,
+    ) -> Result {
+        let unit = format!("crimson-{id}.scope");
+        let shown = self.node.machine().output("systemctl", &["show", &unit]).await?;
+        let properties: BTreeMap<&str, &str> =
+            shown.lines().filter_map(|line| line.split_once('=')).collect();
+        let property = |name: &str| match properties.get(name).copied().unwrap_or_default() {
+            "infinity" | "[not set]" | "" => NO_LIMIT.to_owned(),
+            value => value.to_owned(),
+        };
+        assert_eq!(property("CollectMode"), "inactive-or-failed");
+        assert_eq!((property("TasksMax"), files["pids"].as_str()), (NO_LIMIT.to_owned(), NO_LIMIT));
+        let memory = match property("MemoryMax") {
+            none if none == NO_LIMIT && !v2 => property("MemoryLimit"),
+            memory => memory,
+        };
+        assert_eq!(memory, files["memory"], "MemoryMax or MemoryLimit of {unit}");
+        let quota = property("CPUQuotaPerSecUSec");
+        assert_eq!(quota == NO_LIMIT, files["quota"] == NO_LIMIT, "CPUQuotaPerSecUSec={quota}, {files:?}");
+        if v2 {
+            assert_eq!(property("MemorySwapMax"), files["swap"], "MemorySwapMax of {unit}");
+            assert_eq!(property("CPUWeight"), files["weight"], "CPUWeight of {unit}");
+            assert_eq!(property("AllowedCPUs"), files["cpus"], "AllowedCPUs of {unit}");
+        } else if property("CPUShares") != NO_LIMIT {
+            assert_eq!(property("CPUShares"), files["weight"], "CPUShares of {unit}");
+        }
+        Ok(())
+    }
+
+    async fn finish(self) -> Result {
+        self.node.finish().await
+    }
+}
+
+/// A file of a process, which the node numbers.
+fn process(node: &Node, pid: u32, file: &str) -> PathBuf {
+    node.machine().path(&PathBuf::from(format!("/proc/{pid}/{file}")))
+}
+
+/// The group of a process: its directory for each controller.
+struct Group(BTreeMap<String, PathBuf>);
+
+impl Group {
+    fn of(node: &Node, pid: u32) -> Result<Self> {
+        let text = std::fs::read_to_string(process(node, pid, "cgroup"))?;
+        let mut found = BTreeMap::new();
+        for line in text.lines() {
+            let mut parts = line.splitn(3, ':').skip(1);
+            let (Some(controllers), Some(path)) = (parts.next(), parts.next()) else { continue };
+            for controller in controllers.split(',') {
+                let root = PathBuf::from("/sys/fs/cgroup");
+                // The unified hierarchy is the root itself, or lies beside others and has no controllers then.
+                let root = if controller.is_empty() { root } else { root.join(controller) };
+                found.insert(controller.to_owned(), root.join(path.trim_start_matches('/')));
+            }
+        }
+        Ok(Self(found))
+    }
+
+    fn is_v2(&self) -> bool {
+        PathBuf::from("/sys/fs/cgroup/cgroup.controllers").is_file()
+    }
+
+    fn file(&self, controller: &str, file: &str) -> Option<String> {
+        let controller = if self.is_v2() { "" } else { controller };
+        let text = std::fs::read_to_string(self.0.get(controller)?.join(file)).ok()?;
+        Some(text.trim().to_owned())
+    }
+
+    fn limits(&self) -> Result<BTreeMap<&'static str, String>> {
+        let limit = |controller, file| match self.file(controller, file) {
+            Some(text) if text == "max" || text == "-1" || text.len() > 18 => NO_LIMIT.to_owned(),
+            Some(text) => text,
+            None => "absent".to_owned(),
+        };
+        let mut found =
+            BTreeMap::from([("cpus", limit("cpuset", "cpuset.cpus")), ("pids", limit("pids", "pids.max"))]);
+        if self.is_v2() {
+            let max = self.file("cpu", "cpu.max").unwrap_or_default();
+            let (quota, period) = max.split_once(' ').unwrap_or_default();
+            found.insert("quota", if quota == "max" { NO_LIMIT.to_owned() } else { quota.to_owned() });
+            found.insert("period", period.to_owned());
+            found.insert("weight", limit("cpu", "cpu.weight"));
+            found.insert("memory", limit("memory", "memory.max"));
+            found.insert("swap", limit("memory", "memory.swap.max"));
+        } else {
+            found.insert("quota", limit("cpu", "cpu.cfs_quota_us"));
+            found.insert("period", limit("cpu", "cpu.cfs_period_us"));
+            found.insert("weight", limit("cpu", "cpu.shares"));
+            found.insert("memory", limit("memory", "memory.limit_in_bytes"));
+            found.insert("swap", limit("memory", "memory.memsw.limit_in_bytes"));
+        }
+        Ok(found)
+    }
+
+    /// A swap limit of memory and swap together, as this kernel shows it; none where it does not count swap.
+    fn swap(&self, memory: i64, both: i64) -> Option<String> {
+        let counted = self
+            .file("memory", "memory.swap.max")
+            .or_else(|| self.file("memory", "memory.memsw.limit_in_bytes"));
+        counted?;
+        Some(if self.is_v2() { both - memory } else { both }.to_string())
+    }
+}
+
+fn at_first() -> LinuxContainerResources {
+    LinuxContainerResources {
+        cpu_shares: 512,
+        cpu_quota: 50_000,
+        cpu_period: 100_000,
+        cpuset_cpus: "0".to_owned(),
+        memory_limit_in_bytes: 64 * MIB,
+        oom_score_adj: 700,
+        ..Default::default()
+    }
+}
+
+fn processors() -> String {
+    if std::thread::available_parallelism().is_ok_and(|count| count.get() > 1) { "0-1" } else { "0" }
+        .to_owned()
+}
+
+fn later() -> LinuxContainerResources {
+    LinuxContainerResources {
+        cpu_shares: 1024,
+        cpu_quota: 20_000,
+        cpu_period: 50_000,
+        cpuset_cpus: processors(),
+        memory_limit_in_bytes: 96 * MIB,
+        memory_swap_limit_in_bytes: 128 * MIB,
+        oom_score_adj: 800,
+        ..Default::default()
+    }
+}
+
+/// The kernel's words for `asked`, seen from a running container.
+fn expected(asked: &LinuxContainerResources, group: &Group) -> BTreeMap<&'static str, String> {
+    let quota = if asked.cpu_quota > 0 { asked.cpu_quota.to_string() } else { NO_LIMIT.to_owned() };
+    let memory = asked.memory_limit_in_bytes;
+    let both = if asked.memory_swap_limit_in_bytes == 0 { memory } else { asked.memory_swap_limit_in_bytes };
+    let mut words = BTreeMap::from([
+        ("quota", quota),
+        ("period", asked.cpu_period.to_string()),
+        ("cpus", asked.cpuset_cpus.clone()),
+        ("memory", memory.to_string()),
+        ("oom", asked.oom_score_adj.to_string()),
+        ("pids", NO_LIMIT.to_owned()),
+    ]);
+    if !group.is_v2() {
+        words.insert("weight", asked.cpu_shares.to_string());
+    }
+    if let Some(swap) = group.swap(memory, both) {
+        words.insert("swap", swap);
+    }
+    words
+}
+
+/// Asserts that everything in `expected` is in force; the weight of v2 is the OCI runtime's conversion.
+async fn assert_in_force(stage: &Stage, id: &str, asked: &LinuxContainerResources) -> Result {
+    let group = Group::of(&stage.node, stage.node.cri().container_pid(id).await?)?;
+    let found = stage.in_force(id).await?;
+    for (what, wanted) in expected(asked, &group) {
+        assert_eq!(found[what], wanted, "{what} of {found:?}");
+    }
+    Ok(())
+}
+
+fn assert_reported(reported: &LinuxContainerResources, asked: &LinuxContainerResources) {
+    let pick = |it: &LinuxContainerResources| {
+        (
+            it.cpu_shares,
+            it.cpu_quota,
+            it.cpu_period,
+            it.cpuset_cpus.clone(),
+            it.memory_limit_in_bytes,
+            it.oom_score_adj,
+        )
+    };
+    assert_eq!(pick(reported), pick(asked));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_a_running_container_follow_an_update_in_full() -> Result {
+    let stage = Stage::set().await?;
+    let id = stage.create(at_first()).await?;
+    stage.node.cri().start(&id).await?;
+    assert_in_force(&stage, &id, &at_first()).await?;
+    assert_reported(&stage.reported(&id).await?, &at_first());
+
+    stage.update(&id, later()).await?;
+    assert_in_force(&stage, &id, &later()).await?;
+    assert_reported(&stage.reported(&id).await?, &later());
+
+    // What an update leaves out stays; what it lifts is gone.
+    let only = LinuxContainerResources { cpu_quota: -1, ..Default::default() };
+    stage.update(&id, only).await?;
+    let lifted = LinuxContainerResources { cpu_quota: -1, ..later() };
+    assert_in_force(&stage, &id, &lifted).await?;
+    assert_reported(&stage.reported(&id).await?, &lifted);
+
+    // Down again, in the other order of memory and swap.
+    let back = LinuxContainerResources { memory_swap_limit_in_bytes: 64 * MIB, ..at_first() };
+    stage.update(&id, back.clone()).await?;
+    assert_in_force(&stage, &id, &back).await?;
+
+    // Commands that are run in it from now on have the new score too.
+    let score = stage.node.cri().shell(&id, "cat /proc/self/oom_score_adj").await?;
+    assert_eq!(score, back.oom_score_adj.to_string());
+    stage.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_a_created_container_are_there_when_it_starts() -> Result {
+    let mut stage = Stage::set().await?;
+    let id = stage.create(at_first()).await?;
+    stage.update(&id, later()).await?;
+    assert_reported(&stage.reported(&id).await?, &later());
+    stage.node.kill9().await?;
+    stage.node.restart().await?;
+    assert_reported(&stage.reported(&id).await?, &later());
+    stage.node.cri().start(&id).await?;
+    assert_in_force(&stage, &id, &later()).await?;
+    stage.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_container_without_limits_has_none_and_can_get_some() -> Result {
+    let stage = Stage::set().await?;
+    let id = stage.create(LinuxContainerResources { oom_score_adj: 700, ..Default::default() }).await?;
+    stage.node.cri().start(&id).await?;
+    let found = stage.in_force(&id).await?;
+    for what in ["quota", "memory", "pids"] {
+        assert_eq!(found[what], NO_LIMIT, "{what} of {found:?}");
+    }
+    stage.update(&id, at_first()).await?;
+    assert_in_force(&stage, &id, &at_first()).await?;
+    stage.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_update_changes_nothing() -> Result {
+    let stage = Stage::set().await?;
+    // Files in memory cannot be given back.
+    let line = "dd if=/dev/zero of=/dev/shm/x bs=1M count=24 2>/dev/null; echo full; trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done";
+    let mut spec = stage.container(at_first());
+    spec.config.command = ["sh", "-c", line].map(str::to_owned).to_vec();
+    let id = stage.node.cri().run(&stage.pod_id, &spec, &stage.pod).await?;
+    let path = stage.node.cri().container(&id).await?.log_path;
+    let filled = async {
+        while !std::fs::read_to_string(&path).unwrap_or_default().contains("full") {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(e2e::patience(20), filled).await?;
+    let before = stage.in_force(&id).await?;
+    // Everything else in it would be possible.
+    let refused = LinuxContainerResources {
+        memory_limit_in_bytes: 14 * MIB,
+        memory_swap_limit_in_bytes: 14 * MIB,
+        ..later()
+    };
+    let status = stage.update(&id, refused).await.expect_err("more is in use");
+    assert_ne!(status.code(), Code::Ok, "{status:?}");
+    assert!(!status.message().is_empty() && !status.message().contains(&id), "{status:?}");
+    assert_eq!(stage.in_force(&id).await?, before);
+    assert_reported(&stage.reported(&id).await?, &at_first());
+    // And it goes on: what is possible is done.
+    stage.update(&id, later()).await?;
+    assert_in_force(&stage, &id, &later()).await?;
+    stage.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_makes_no_sense_is_refused_by_name() -> Result {
+    let stage = Stage::set().await?;
+    let id = stage.create(at_first()).await?;
+    stage.node.cri().start(&id).await?;
+    let none = LinuxContainerResources::default;
+    let bad = [
+        ("cpu_shares", LinuxContainerResources { cpu_shares: -1, ..none() }),
+        ("cpu_period", LinuxContainerResources { cpu_period: 7, ..none() }),
+        ("cpu_quota", LinuxContainerResources { cpu_quota: -2, ..none() }),
+        ("cpuset_cpus", LinuxContainerResources { cpuset_cpus: "3-1".to_owned(), ..none() }),
+        ("cpuset_mems", LinuxContainerResources { cpuset_mems: "a".to_owned(), ..none() }),
+        ("memory_limit_in_bytes", LinuxContainerResources { memory_limit_in_bytes: 1, ..none() }),
+        ("memory_swap_limit_in_bytes", LinuxContainerResources { memory_swap_limit_in_bytes: MIB, ..none() }),
+    ];
+    for (field, update) in bad {
+        let status = stage.update(&id, update).await.expect_err(field);
+        assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status:?}");
+        assert!(status.message().contains(field), "{field}: {status:?}");
+    }
+    assert_in_force(&stage, &id, &at_first()).await?;
+    let request = UpdateContainerResourcesRequest { container_id: id.clone(), ..Default::default() };
+    assert_eq!(code_of(&stage.node.cri().update_container_resources(request).await), Code::InvalidArgument);
+    assert_eq!(code_of(&stage.update(&"0".repeat(64), later()).await), Code::NotFound);
+    stage.node.cri().stop(&id, 5).await?;
+    assert_eq!(code_of(&stage.update(&id, later()).await), Code::FailedPrecondition);
+    stage.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sandbox_takes_note_of_its_resources() -> Result {
+    let mut stage = Stage::set().await?;
+    let update = async |stage: &Stage, id: &str| {
+        let request = UpdatePod {
+            pod_sandbox_id: id.to_owned(),
+            overhead: Some(LinuxContainerResources { cpu_shares: 2, ..Default::default() }),
+            resources: Some(later()),
+        };
+        let cri = stage.node.cri();
+        code_of(&cri.call::<_, ()>("RuntimeService", "UpdatePodSandboxResources", request).await)
+    };
+    let id = stage.pod_id.clone();
+    assert_eq!(update(&stage, &id).await, Code::Ok);
+    stage.node.kill9().await?;
+    stage.node.restart().await?;
+    let request = PodSandboxStatusRequest { pod_sandbox_id: id.clone(), verbose: true };
+    let info = stage.node.cri().pod_sandbox_status(request).await?.info;
+    let info: serde_json::Value = serde_json::from_str(&info["info"])?;
+    assert_eq!(info["resources"]["memoryLimitInBytes"], 96 * MIB);
+    assert_eq!(info["overhead"]["cpuShares"], 2);
+    assert_eq!(update(&stage, &"0".repeat(64)).await, Code::NotFound);
+    stage.node.cri().stop_pod(&id).await?;
+    assert_eq!(update(&stage, &id).await, Code::FailedPrecondition);
+    stage.finish().await
+}
