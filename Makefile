@@ -1,11 +1,13 @@
 # The two commands of the README are `make run` and `make test`; both set the machine up first.
 #
 #   make run [ONCE=1]   build, then show a server running a pod with two containers; ONCE=1 tears it all down again
-#   make test           build, then run every test
+#   make test           build, then run every test: test-here, then node-test
+#   make test-here      the tests that run on this machine
+#   make node-test      the package in two nodes with systemd (NODE=ns|vm for one of them, TEST="NAME…", PROFILE=dev; e2e/node/README.md)
 #   make build          the release binaries: target/release/crimson, target/release/crimson-monitor
 #   make deb            the Debian package of these: target/debian/crimson_*.deb (PROFILE=dev for one of unoptimised programs)
 #   make bench          time from a pulled image to a running pod, step by step (ROUNDS=20, ENDPOINT=… for another server)
-#   make lint           formatting, clippy with warnings denied, dependency policy
+#   make lint           formatting, scripts, clippy with warnings denied, dependency policy
 #   make deps           install what is missing from Debian, nothing else
 
 CARGO   ?= cargo
@@ -13,16 +15,27 @@ ROUNDS  ?= 20
 PROFILE ?= release
 CARGO_DEB := $(or $(shell command -v cargo-deb),.cache/cargo-deb/bin/cargo-deb)
 
-.PHONY: run test build deb bench lint deps deps-test fmt clippy deny
+.PHONY: run test build deb bench lint deps deps-test fmt scripts clippy deny test-here node-test node-image
 
 # The harness is a client only: built unoptimised, it compiles in a fraction of the time.
 run: deps build
 	$(CARGO) build --package e2e --bin demo
 	CRIMSON_BIN_DIR=target/release ./target/debug/demo $(if $(ONCE),--once)
 
-test: deps-test
+test: test-here node-test
+.NOTPARALLEL: test
+
+test-here: deps-test
 	$(CARGO) build --workspace --bins
 	$(CARGO) test --workspace --no-fail-fast
+
+# The harness itself comes first: what it promises about limits, reboots and leaving nothing behind takes half a minute.
+node-test: deps-test node-image
+	e2e/node/selftest
+	CARGO="$(CARGO)" PROFILE="$(PROFILE)" TEST="$(TEST)" e2e/node/test $(NODE)
+
+node-image: deps-test
+	e2e/node/image
 
 # The monitor has a profile of its own (small, aborting on panic), so cargo puts it elsewhere.
 build:
@@ -47,10 +60,14 @@ bench: deps build
 	$(CARGO) build --package e2e --bin pod_start
 	CRIMSON_BIN_DIR=target/release ./target/debug/pod_start --rounds $(ROUNDS) $(if $(ENDPOINT),--endpoint $(ENDPOINT))
 
-lint: fmt clippy deny
+lint: fmt scripts clippy deny
 
 fmt:
 	$(CARGO) fmt --all --check
+
+# Every file that begins as a script of a shell. What they source is checked with them.
+scripts: deps-test
+	find .ci deploy e2e -type f ! -name '*.rs' -exec grep -lE '^(#!/bin/(ba)?sh|# shellcheck shell=)' {} + | xargs shellcheck --external-sources --severity=warning
 
 clippy: deps
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings

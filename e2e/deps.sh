@@ -24,6 +24,16 @@ need protoc protobuf-compiler
 dpkg-query -W -f '${db:Status-Status}' busybox-static 2>/dev/null | grep -qx installed || missing="$missing busybox-static"
 if [ "${1:-}" = test ]; then
     need openssl openssl
+    need shellcheck shellcheck
+    # The nodes (e2e/node): their image is made by mmdebstrap, which trusts the keys of the release of the nodes.
+    need mmdebstrap mmdebstrap
+    need mke2fs e2fsprogs
+    need debugfs e2fsprogs
+    need flock util-linux
+    need setpriv util-linux
+    need strip binutils
+    need xz xz-utils
+    [ -e /usr/share/keyrings/debian-archive-trixie-stable.gpg ] || missing="$missing debian-archive-keyring"
 fi
 
 [ -n "$missing" ] || exit 0
