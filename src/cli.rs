@@ -67,11 +67,14 @@ pub enum ConfigCommand {
 #[derive(Debug, Clone, Default, Args)]
 pub struct ReloadArgs {
     /// File that names the server's state directory, instead of /etc/crimson/config.toml.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["state", "pid"])]
     pub config: Option<PathBuf>,
     /// The server's state directory.
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", conflicts_with = "pid")]
     pub state: Option<AbsolutePath>,
+    /// The server's process, whatever the configuration says by now.
+    #[arg(long, value_name = "PID")]
+    pub pid: Option<u32>,
 }
 
 /// Where the configuration comes from.

@@ -23,7 +23,7 @@ use tokio_stream::Stream;
 
 mod lock;
 
-pub use lock::{StateLock, daemon_on};
+pub use lock::{StateLock, daemon_on, state_of};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
 use crimson::cli::{Cli, Command, ConfigCommand, Page, ReloadArgs, SourceArgs};
-use crimson::config::values::AbsolutePath;
 use crimson::config::{self, Loaded, Source};
 use crimson::logging::Logging;
 use crimson::reload::request;
@@ -63,10 +62,14 @@ fn load(args: SourceArgs, code: u8) -> Result<Loaded, ExitCode> {
     config::load(&Source::from(args)).map_err(|error| complain(&error, code))
 }
 
-/// Whether its configuration can be used is for the daemon to say; here it is read to find the daemon.
+/// Whether its configuration can be used is for the daemon to say; here it is read, if at all, to find the daemon.
 fn reload(args: ReloadArgs) -> ExitCode {
-    let state = args.state.map_or_else(|| config::state_dir(args.config), AbsolutePath::into_path);
-    match request::reload(&state, RELOAD_LIMIT) {
+    let state = match (args.pid, args.state) {
+        (Some(pid), _) => request::state_of(pid),
+        (None, Some(state)) => Ok(state.into_path()),
+        (None, None) => Ok(config::state_dir(args.config)),
+    };
+    match state.and_then(|state| request::reload(&state, RELOAD_LIMIT)) {
         Ok(outcome) => print(&outcome.report()),
         Err(error) => complain(&error, FAILURE),
     }

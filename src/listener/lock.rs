@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io::{Read as _, Seek as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -74,6 +74,22 @@ pub fn daemon_on(state: &Path) -> std::io::Result<Option<u32>> {
         let Ok(open) = std::fs::metadata(descriptor?.path()) else { continue };
         if (open.dev(), open.ino()) == (lock.dev(), lock.ino()) {
             return Ok(Some(pid));
+        }
+    }
+    Ok(None)
+}
+
+/// The state directory that the daemon `pid` has, if it is one.
+///
+/// # Errors
+/// When the process cannot be looked at.
+pub fn state_of(pid: u32) -> std::io::Result<Option<PathBuf>> {
+    for descriptor in std::fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let Ok(open) = std::fs::read_link(descriptor?.path()) else { continue };
+        if let Some(state) = open.parent().filter(|_| open.ends_with(NAME))
+            && daemon_on(state)? == Some(pid)
+        {
+            return Ok(Some(state.to_owned()));
         }
     }
     Ok(None)

@@ -206,6 +206,8 @@ async fn the_daemon_of_a_state_directory_can_be_found() {
     assert_eq!(listener.path(), Some(place.socket()));
     assert!(!listener.is_inherited());
     assert_eq!(daemon_on(&place.state()).unwrap(), Some(std::process::id()));
+    let pid = std::process::id();
+    assert!(state_of(pid).unwrap().is_some(), "this one's, or that of a test beside it");
     std::fs::write(place.state().join("crimson.lock"), "1\n").unwrap();
     assert_eq!(daemon_on(&place.state()).unwrap(), None, "another process, which has not got the file open");
     drop(listener);

@@ -23,6 +23,9 @@ pub enum RequestError {
     /// Nobody has the state directory.
     #[error("no crimson daemon runs on {}", .0.display())]
     NoDaemon(PathBuf),
+    /// The process has no state directory.
+    #[error("process {0} is no crimson daemon")]
+    NotADaemon(u32),
     /// The daemon cannot be found or signalled.
     #[error("asking the daemon on {}", .0.display())]
     Ask(PathBuf, #[source] io::Error),
@@ -40,6 +43,14 @@ pub enum RequestError {
     /// The daemon has refused.
     #[error("the old configuration stays in force: {0}")]
     Refused(String),
+}
+
+/// The state directory of the daemon `pid`.
+///
+/// # Errors
+/// When that process is none.
+pub fn state_of(pid: u32) -> Result<PathBuf, RequestError> {
+    listener::state_of(pid).ok().flatten().ok_or(RequestError::NotADaemon(pid))
 }
 
 /// Has the daemon on `state` reload, and waits for that, `limit` at most.
@@ -108,6 +119,7 @@ mod tests {
         std::fs::write(state.path().join("crimson.lock"), "1\n").unwrap();
         let error = reload(state.path(), Duration::from_secs(1)).unwrap_err();
         assert!(matches!(error, RequestError::NoDaemon(_)), "{error}");
+        assert!(matches!(state_of(1), Err(RequestError::NotADaemon(1))));
     }
 
     #[test]
