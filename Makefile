@@ -15,7 +15,7 @@ ROUNDS  ?= 20
 PROFILE ?= release
 CARGO_DEB := $(or $(shell command -v cargo-deb),.cache/cargo-deb/bin/cargo-deb)
 
-.PHONY: run test build deb bench lint deps deps-test fmt scripts clippy deny test-here node-test node-image
+.PHONY: run test build build-dev deb deps-deb bench lint deps deps-test fmt scripts clippy deny test-here node-test node-image
 
 # The harness is a client only: built unoptimised, it compiles in a fraction of the time.
 run: deps build
@@ -44,9 +44,14 @@ build:
 	install -m 0755 target/monitor/crimson-monitor target/release/crimson-monitor
 
 # PROFILE=dev packages what `make test` has built anyway. REVISION=2 makes a package that is an upgrade of the same version.
-deb: $(if $(filter dev,$(PROFILE)),build-dev,build) $(CARGO_DEB)
+deb: deps-deb $(if $(filter dev,$(PROFILE)),build-dev,build) $(CARGO_DEB)
 	deploy/debian/stage.sh target/$(if $(filter dev,$(PROFILE)),debug,release)
-	PATH="$(dir $(abspath $(CARGO_DEB))):$$PATH" $(CARGO) deb --no-build --no-strip $(if $(REVISION),--deb-revision $(REVISION))
+	PATH="$(dir $(abspath $(CARGO_DEB))):$$PATH" $(CARGO) deb --no-build --no-strip $(if $(filter dev,$(PROFILE)),--fast) $(if $(REVISION),--deb-revision $(REVISION))
+
+# Without dpkg-shlibdeps the package would come out without its dependencies.
+deps-deb:
+	@command -v dpkg-shlibdeps >/dev/null && command -v xz >/dev/null || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dpkg-dev xz-utils >/dev/null; }
 
 build-dev:
 	$(CARGO) build --workspace --bins
