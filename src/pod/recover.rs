@@ -230,7 +230,7 @@ async fn settle(
         // It has never run, so it can be started. What an interrupted start has left would be in the way: a monitor
         // does not list what its runtime is still creating.
         Some(_) | None => {
-            teardown::free_interrupted(shared, &sandbox.handler, &container, monitor).await;
+            teardown::free_container(shared, &sandbox.handler, &container, monitor).await;
             container.phase = ContainerPhase::Created;
         }
     }

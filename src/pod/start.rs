@@ -95,7 +95,7 @@ async fn fail(
     monitor: &Arc<dyn Monitor>,
     error: &PodError,
 ) {
-    teardown::free_interrupted(shared, &sandbox.handler, record, Some(monitor)).await;
+    teardown::free_container(shared, &sandbox.handler, record, Some(monitor)).await;
     record.phase = ContainerPhase::Exited;
     record.pid = None;
     record.exit = Some(Exit {

@@ -15,7 +15,7 @@ use monitor_api::{ExitRecord, Monitor};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
-use types::ContainerId;
+use types::{ContainerId, ErrorKind, Kind as _};
 
 use super::error::{PodError, StepError};
 use super::layout::Layout;
@@ -213,20 +213,6 @@ pub(super) async fn free_container(
     free(shared, handler, &container.id, &container.cgroup, monitor).await;
 }
 
-/// The same after a start that was cut off or failed. Its OCI runtime may have ended between asking systemd for a scope and
-/// having it, so that nobody else would tell systemd, which refuses a second scope of the name.
-pub(super) async fn free_interrupted(
-    shared: &Arc<Shared>,
-    handler: &str,
-    container: &ContainerRecord,
-    monitor: Option<&Arc<dyn Monitor>>,
-) {
-    free_container(shared, handler, container, monitor).await;
-    if let Err(error) = shared.drivers.cgroups.release(&container.cgroup).await {
-        super::actor::log_dropped("systemd may still have the scope of a start that was cut off", &error.into());
-    }
-}
-
 async fn free(
     shared: &Arc<Shared>,
     handler: &str,
@@ -234,25 +220,22 @@ async fn free(
     cgroup: &str,
     monitor: Option<&Arc<dyn Monitor>>,
 ) {
-    if let Some(monitor) = monitor {
-        match monitor.delete(id).await {
-            // An OCI runtime that systemd did not answer has gone without its scope.
-            Ok(()) if shared.drivers.cgroups.directories(cgroup).is_empty() => return,
-            Ok(()) => tracing::debug!(container.id = %id, "the OCI runtime has left the cgroup"),
+    let cgroups = &shared.drivers.cgroups;
+    if delete(id, monitor).await {
+        forget_scope(shared, cgroup).await;
+        if cgroups.directories(cgroup).is_empty() {
+            return;
+        }
+    } else {
+        let (killer, killed) = (Arc::clone(cgroups), cgroup.to_owned());
+        match blocking(move || Ok(killer.kill_all(&killed)?)).await {
+            Ok(()) => forget_scope(shared, cgroup).await,
             Err(error) => {
-                let error = types::error::chain(&error);
-                tracing::debug!(container.id = %id, error, "the monitor could not delete; doing without it");
+                super::actor::log_dropped("processes could not be killed without their monitor", &error);
             }
         }
     }
-    let cgroups = Arc::clone(&shared.drivers.cgroups);
-    let cgroup = cgroup.to_owned();
-    let (killer, killed) = (Arc::clone(&cgroups), cgroup.clone());
-    if let Err(error) = blocking(move || Ok(killer.kill_all(&killed)?)).await {
-        super::actor::log_dropped("a container's processes could not be killed without its monitor", &error);
-    } else if let Err(error) = cgroups.release(&cgroup).await {
-        super::actor::log_dropped("systemd may not know yet that a container is gone", &error.into());
-    }
+    let (cgroups, cgroup) = (Arc::clone(cgroups), cgroup.to_owned());
     let state = shared.layout().runtime_root(handler).join(id.as_str());
     let freed = blocking(move || {
         cgroups.remove(&cgroup)?;
@@ -261,6 +244,41 @@ async fn free(
     if let Err(error) = freed.await {
         super::actor::log_dropped("a container could not be freed without its monitor", &error);
     }
+}
+
+/// Has the monitor delete the container; says whether it did.
+async fn delete(id: &ContainerId, monitor: Option<&Arc<dyn Monitor>>) -> bool {
+    let Some(monitor) = monitor else { return false };
+    match monitor.delete(id).await {
+        Ok(()) => true,
+        Err(error) => {
+            let error = types::error::chain(&error);
+            tracing::debug!(container.id = %id, error, "the monitor could not delete; doing without it");
+            false
+        }
+    }
+}
+
+/// Has systemd forget a scope whose processes are dead. The OCI runtime tells it, too, but ends well when it gets no answer,
+/// and one that is killed in the middle of a start tells nothing. Without an answer now it goes on until there is one.
+async fn forget_scope(shared: &Arc<Shared>, cgroup: &str) {
+    let Err(error) = shared.drivers.cgroups.release(cgroup).await else { return };
+    let goes_on = error.kind() == ErrorKind::Unavailable;
+    super::actor::log_dropped("systemd does not know that a container is gone", &error.into());
+    if !goes_on {
+        return;
+    }
+    let (worker, cgroup) = (Arc::clone(shared), cgroup.to_owned());
+    shared.tasks.spawn(async move {
+        let mut pause = Pause::default();
+        loop {
+            pause.wait().await;
+            match worker.drivers.cgroups.release(&cgroup).await {
+                Err(error) if error.kind() == ErrorKind::Unavailable => {}
+                Ok(()) | Err(_) => return,
+            }
+        }
+    });
 }
 
 /// Detaches the pod's network, at once if that goes quickly, else in a task that repeats it until it is done.

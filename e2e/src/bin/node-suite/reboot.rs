@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::leaks;
 use crate::runner::Verdict;
-use crate::world::{KEPT, World};
+use crate::world::{self, KEPT, Kind, World};
 
 /// Leaves running pods behind and writes down which.
 pub(crate) async fn before(world: &World) -> Result<Verdict> {
@@ -31,6 +31,10 @@ pub(crate) async fn before(world: &World) -> Result<Verdict> {
 
 /// Does what a kubelet does that comes up on such a node.
 pub(crate) async fn after(world: &World) -> Result<Verdict> {
+    if world.kind == Kind::Namespaces {
+        // A real reboot ends the kernel and with it all cgroups; these are the host's.
+        world::remove_slices().await?;
+    }
     let note: Value =
         serde_json::from_slice(&std::fs::read(note_path()).context("the note of the first boot")?)?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
@@ -85,7 +89,7 @@ fn again(world: &World, handler: &str, uid: &str) -> PodSpec {
         metadata.uid = uid.to_owned();
     }
     if let Some(linux) = &mut pod.config.linux {
-        linux.cgroup_parent = crate::world::slice_of(uid);
+        linux.cgroup_parent = world::slice_of(uid);
     }
     pod
 }
