@@ -94,11 +94,16 @@ pub fn configuration() -> String {
     paragraphs(&mut page, CONFIG_DESCRIPTION);
     page.control("SH", ["KEYS"]);
     for table in docs::tables() {
-        let title = if table.name.is_empty() { "Top of the file".to_owned() } else { format!("[{}]", table.name) };
+        let title =
+            if table.name.is_empty() { "Top of the file".to_owned() } else { format!("[{}]", table.name) };
         page.control("SS", [title.as_str()]);
         page.text([roman(docs::sentence(table.about))]);
         for key in &table.keys {
-            let value = if table.is_example { format!(" (for example {})", key.value) } else { format!(" = {}", key.value) };
+            let value = if table.is_example {
+                format!(" (for example {})", key.value)
+            } else {
+                format!(" = {}", key.value)
+            };
             page.control("TP", []);
             page.text([bold(key.name), roman(value)]);
             page.text([roman(docs::sentence(key.about))]);
@@ -183,9 +188,9 @@ mod tests {
     fn no_line_of_text_is_taken_for_a_request() {
         let known = [".TH", ".SH", ".SS", ".TP", ".PP", ".br", ".RS", ".RE", ".IP", ".ie", ".el", ".ds"];
         for page in [program().unwrap(), configuration()] {
-            let strange = page.lines().find(|line| {
-                line.starts_with('.') && !known.iter().any(|request| line.starts_with(request))
-            });
+            let strange = page
+                .lines()
+                .find(|line| line.starts_with('.') && !known.iter().any(|request| line.starts_with(request)));
             assert_eq!(strange, None);
         }
     }
