@@ -177,7 +177,10 @@ impl Outcome {
             tracing::error!(error, "reload failed: the old configuration stays in force");
             return;
         }
-        tracing::info!(keys = self.applied.join(", "), "configuration reloaded");
+        match self.applied.as_slice() {
+            [] => tracing::info!("configuration reloaded, nothing new is in force"),
+            keys => tracing::info!(keys = keys.join(", "), "configuration reloaded"),
+        }
         if !self.waiting.is_empty() {
             tracing::warn!(keys = self.waiting.join(", "), "changed settings take effect at a restart only");
         }
