@@ -23,7 +23,6 @@ use crate::container::{Container, End, Stage};
 use crate::exec::Exec;
 use crate::job::{Job, Jobs, Killed, Purpose};
 use crate::poller::{Poller, Ready, Source};
-use crate::report;
 use crate::stdio::Pumped;
 
 /// A reply; `None` when it comes later.
@@ -54,6 +53,8 @@ pub(crate) struct Monitor {
     /// For messages and output alike.
     pub(crate) buffer: Vec<u8>,
     pub(crate) next_key: u32,
+    /// SIGTERM has come: the end waits for that of the last process only.
+    told_to_end: bool,
     finished: bool,
 }
 
@@ -96,6 +97,7 @@ impl Monitor {
             hierarchies: Hierarchies::read(),
             buffer: vec![0; BUFFER_LEN],
             next_key: 0,
+            told_to_end: false,
             finished: false,
         })
     }
@@ -107,7 +109,14 @@ impl Monitor {
         }
         self.drop_execs_of_closed();
         self.meet_deadlines(Instant::now());
+        self.finished |= self.told_to_end && self.is_idle();
         Ok(())
+    }
+
+    /// Whether nothing runs whose end would have to be recorded. What has ended is on disk.
+    fn is_idle(&self) -> bool {
+        let mut containers = self.containers.values();
+        self.jobs.values().next().is_none() && containers.all(|it| matches!(it.stage, Stage::Exited(_)))
     }
 
     fn handle(&mut self, ready: Ready) -> io::Result<()> {
@@ -222,8 +231,8 @@ impl Monitor {
         while let Some(signal) = self.signals.next()? {
             match signal {
                 signals::CHILD => self.reap()?,
-                signals::TERMINATE if self.containers.is_empty() => self.finished = true,
-                signals::TERMINATE => report::line("SIGTERM is ignored while there are containers"),
+                // A host that shuts down tells everybody, and waits for us.
+                signals::TERMINATE => self.told_to_end = true,
                 _ => {}
             }
         }

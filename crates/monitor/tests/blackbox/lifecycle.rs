@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crilog::Stream;
-use monitor_api::{ExitRecord, MonitorError, Phase, RefusalKind};
+use monitor_api::{ExitRecord, MonitorError, Monitors as _, Phase, RefusalKind};
 use serde_json::json;
 use types::ContainerId;
 
@@ -72,6 +72,22 @@ async fn signals_reach_the_init_and_its_end_tells_which() {
     assert_eq!((record.exit_code, record.signal), (137, Some(SIGKILL)));
     assert!(pod.connection.monitor.signal(&id, SIGKILL, true).await.is_ok());
     pod.finish().await;
+}
+
+/// A host that shuts down waits for everybody whom it told to end.
+#[tokio::test]
+async fn a_monitor_that_is_told_to_end_does_so_with_its_last_container() {
+    let mut pod = Pod::new().await;
+    let plan = pod.plan("trap 'exit 3' TERM; echo ready; while :; do sleep 0.05; done");
+    let id = pod.run(&plan).await;
+    Pod::wait_printed(&plan, "ready").await;
+    sys::process::kill(pod.connection.pid, SIGTERM).unwrap();
+    assert_eq!(pod.connection.monitor.list().await.unwrap().len(), 1, "it stays for the container");
+    pod.connection.monitor.signal(&id, SIGTERM, false).await.unwrap();
+    assert_eq!(pod.exit().await.exit_code, 3);
+    while pod.connection.events.recv().await.is_some() {}
+    assert!(pod.monitors.connect(&pod.sandbox).await.unwrap().is_none());
+    assert!(plan.request.exit_file.is_file());
 }
 
 #[tokio::test]
