@@ -2,9 +2,11 @@
 //!
 //! Each piece of output becomes one line, and the lines that a chunk completes go out together by one `writev(2)`, without
 //! being copied. The container never waits for the disk to have room: what cannot be written is dropped and counted, and the
-//! next chunk tries again. A line that was cut short by an error is ended first, so that the next one begins afresh.
+//! next chunk tries again. What an error has left of a line is taken back at once, so readers find whole lines only. When
+//! writing goes on, a line on stderr says how many are missing at that place.
 //!
-//! States: *whole* (the file ends with a newline) and *torn* (it ends inside a line that counts as dropped).
+//! States: *whole* (the file ends with a newline) and *torn* (it ends inside a line that counts as dropped, and that could not
+//! be taken back; it is ended before the next one).
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, IoSlice, Write};
@@ -57,6 +59,12 @@ impl LogWriter {
         splitter.end(|piece| sink.write_lines(&headers, &[piece]));
     }
 
+    /// Says what is missing at the end, if there is room for that by now. Nothing more will be written.
+    pub fn close(mut self, now: Timestamp) -> u64 {
+        self.sink.write_lines(&Headers::new(Stream::Stderr, now), &[]);
+        self.sink.dropped
+    }
+
     /// Goes on in a new file at the same path, for rotation. What waits for a newline is kept and goes to the new file.
     ///
     /// # Errors
@@ -88,13 +96,14 @@ fn open(path: &Path) -> io::Result<File> {
 
 /// What lines of one stream and moment begin with.
 struct Headers {
+    now: Timestamp,
     full: [u8; HEADER_LEN],
     partial: [u8; HEADER_LEN],
 }
 
 impl Headers {
     fn new(stream: Stream, now: Timestamp) -> Self {
-        Self { full: header(stream, now, Tag::Full), partial: header(stream, now, Tag::Partial) }
+        Self { now, full: header(stream, now, Tag::Full), partial: header(stream, now, Tag::Partial) }
     }
 
     fn of(&self, tag: Tag) -> &[u8] {
@@ -117,16 +126,35 @@ fn header(stream: Stream, now: Timestamp, tag: Tag) -> [u8; HEADER_LEN] {
     header
 }
 
+/// Where lines go.
+trait Medium: Write {
+    /// Undoes the last `len` bytes that were written.
+    fn take_back(&mut self, len: usize) -> io::Result<()>;
+}
+
+impl Medium for File {
+    /// We alone append to it, so its end is ours. Readers who saw the bytes already begin their last line anew.
+    fn take_back(&mut self, len: usize) -> io::Result<()> {
+        let size = self.metadata()?.len();
+        let shorter = size.checked_sub(len as u64).ok_or(io::ErrorKind::InvalidInput)?;
+        self.set_len(shorter)
+    }
+}
+
 #[derive(Debug)]
 struct Sink<W> {
     out: W,
     torn: bool,
     dropped: u64,
+    /// Dropped lines that the file does not tell of yet.
+    gap: u64,
+    /// Why the last write failed.
+    why: Option<io::Error>,
 }
 
-impl<W: Write> Sink<W> {
+impl<W: Medium> Sink<W> {
     fn new(out: W) -> Self {
-        Self { out, torn: false, dropped: 0 }
+        Self { out, torn: false, dropped: 0, gap: 0, why: None }
     }
 
     fn write_chunk(&mut self, splitter: &mut Splitter, chunk: &[u8], headers: &Headers) {
@@ -150,14 +178,16 @@ impl<W: Write> Sink<W> {
         self.write_lines(headers, batch.get(..len).unwrap_or_default());
     }
 
-    /// Writes at most [`BATCH`] lines, or drops them.
+    /// Writes at most [`BATCH`] lines, or drops them; before them, what has to be said of earlier ones.
     fn write_lines(&mut self, headers: &Headers, lines: &[Piece<'_, '_>]) {
-        if lines.is_empty() {
+        if lines.is_empty() && self.gap == 0 {
             return;
         }
-        let mut slices = [IoSlice::new(&[]); BATCH * SLICES + 1];
+        let mut slices = [IoSlice::new(&[]); BATCH * SLICES + 2];
         let mending: &[u8] = if self.torn { b"\n" } else { b"" };
-        let parts = std::iter::once(mending)
+        let notice = self.notice(headers.now);
+        let parts = [mending, &notice]
+            .into_iter()
             .chain(lines.iter().flat_map(|line| [headers.of(line.tag), line.head, line.tail, b"\n"]));
         let mut used = 0;
         for (slice, part) in slices.iter_mut().zip(parts.filter(|part| !part.is_empty())) {
@@ -165,7 +195,19 @@ impl<W: Write> Sink<W> {
             used += 1;
         }
         let written = self.write_all(slices.get_mut(..used).unwrap_or_default());
-        self.account(lines, mending.len(), written);
+        self.account(lines, (mending.len(), notice.len()), written);
+    }
+
+    /// The line about those that are missing; empty when none is.
+    fn notice(&self, now: Timestamp) -> Vec<u8> {
+        if self.gap == 0 {
+            return Vec::new();
+        }
+        let mut text = header(Stream::Stderr, now, Tag::Full).to_vec();
+        let why = self.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        let plural = if self.gap == 1 { "line is" } else { "lines are" };
+        text.extend_from_slice(format!("crimson: {} log {plural} missing here{why}\n", self.gap).as_bytes());
+        text
     }
 
     /// Writes until all is out or an error comes; how many bytes went out.
@@ -179,30 +221,54 @@ impl<W: Write> Sink<W> {
                     IoSlice::advance_slices(&mut slices, len);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => break,
+                Err(error) => {
+                    self.why = Some(error);
+                    break;
+                }
             }
         }
         written
     }
 
-    fn account(&mut self, lines: &[Piece<'_, '_>], mending: usize, written: usize) {
-        let Some(mut left) = written.checked_sub(mending) else {
-            self.dropped += lines.len() as u64;
-            return;
-        };
-        let mut whole = 0;
-        for line in lines {
-            let text = HEADER_LEN + line.head.len() + line.tail.len();
-            // A line that lacks its newline alone is mended by the next write.
-            whole += usize::from(left >= text);
-            if left <= text {
-                break;
-            }
-            left -= text + 1;
+    /// Counts what went out and takes back what is not a whole line.
+    fn account(&mut self, lines: &[Piece<'_, '_>], (mending, notice): (usize, usize), written: usize) {
+        let Some(after_mending) = written.checked_sub(mending) else { return self.drop_lines(lines.len()) };
+        self.torn = false;
+        let told = after_mending >= notice;
+        let (whole, rest) = whole_lines(lines, after_mending.saturating_sub(notice));
+        // A notice that nothing follows would be written again and again.
+        let useless_notice = whole == 0 && !lines.is_empty();
+        let fragment = if useless_notice { after_mending } else { rest };
+        if fragment > 0 {
+            self.torn = self.out.take_back(fragment).is_err();
         }
-        self.torn = left > 0;
-        self.dropped += (lines.len() - whole) as u64;
+        if told && (self.torn || !useless_notice) {
+            self.gap = 0;
+        }
+        self.drop_lines(lines.len() - whole);
+        if self.gap == 0 {
+            self.why = None;
+        }
     }
+
+    fn drop_lines(&mut self, count: usize) {
+        self.dropped += count as u64;
+        self.gap += count as u64;
+    }
+}
+
+/// How many lines these bytes make up, and how many bytes are left of the next one.
+fn whole_lines(lines: &[Piece<'_, '_>], mut bytes: usize) -> (usize, usize) {
+    let mut whole = 0;
+    for line in lines {
+        let len = HEADER_LEN + line.head.len() + line.tail.len() + 1;
+        if bytes < len {
+            break;
+        }
+        bytes -= len;
+        whole += 1;
+    }
+    (whole, bytes)
 }
 
 #[cfg(test)]
@@ -223,6 +289,18 @@ mod tests {
         bytes: Vec<u8>,
         room: usize,
         step: usize,
+        keeps: bool,
+    }
+
+    impl Medium for Disk {
+        fn take_back(&mut self, len: usize) -> io::Result<()> {
+            if self.keeps {
+                return Err(io::ErrorKind::Unsupported.into());
+            }
+            self.bytes.truncate(self.bytes.len() - len);
+            self.room += len;
+            Ok(())
+        }
     }
 
     impl Write for Disk {
@@ -272,18 +350,113 @@ mod tests {
         assert_eq!(log.dropped_lines(), 0);
     }
 
+    fn missing(count: &str) -> String {
+        line(&format!("crimson: {count} missing here: no storage space")).replace(" stdout ", " stderr ")
+    }
+
     #[test]
-    fn a_full_disk_drops_lines_and_writing_resumes_on_a_fresh_line() {
+    fn a_full_disk_drops_lines_and_the_place_is_marked_when_writing_resumes() {
         let mut sink = Sink::new(Disk { room: line("one").len() + 20, step: usize::MAX, ..Disk::default() });
         feed(&mut sink, "one\ntwo\nthree\n");
-        assert_eq!((sink.dropped, sink.torn), (2, true));
+        assert_eq!((sink.dropped, sink.torn), (2, false));
         feed(&mut sink, "four\n");
         assert_eq!(sink.dropped, 3);
-        sink.out.room = usize::MAX;
-        feed(&mut sink, "five\n");
+        sink.out.room = usize::MAX / 2;
+        feed(&mut sink, "five\nsix\n");
         assert_eq!((sink.dropped, sink.torn), (3, false));
         let text = String::from_utf8(sink.out.bytes).unwrap();
-        assert_eq!(text, format!("{}{}\n{}", line("one"), line("two").split_at(20).0, line("five")));
+        assert_eq!(text, [line("one"), missing("3 log lines are"), line("five"), line("six")].concat());
+    }
+
+    #[test]
+    fn room_for_the_notice_alone_is_not_used_for_it() {
+        let room = missing("9 log lines are").len() + 10;
+        let mut sink = Sink::new(Disk { room: 5, step: usize::MAX, ..Disk::default() });
+        feed(&mut sink, "one\n");
+        for _ in 0..3 {
+            sink.out.room = room;
+            feed(&mut sink, "more\n");
+        }
+        assert_eq!((&sink.out.bytes[..], sink.dropped), (&b""[..], 4));
+        sink.out.room = 1000;
+        feed(&mut sink, "two\n");
+        assert_eq!(
+            String::from_utf8(sink.out.bytes).unwrap(),
+            [missing("4 log lines are"), line("two")].concat()
+        );
+    }
+
+    #[test]
+    fn where_nothing_can_be_taken_back_a_fragment_is_ended_first() {
+        let mut sink = Sink::new(Disk {
+            room: line("one").len() + 20,
+            step: usize::MAX,
+            keeps: true,
+            ..Disk::default()
+        });
+        feed(&mut sink, "one\ntwo\n");
+        assert_eq!((sink.dropped, sink.torn), (1, true));
+        sink.out.room = usize::MAX / 2;
+        feed(&mut sink, "five\n");
+        let text = String::from_utf8(sink.out.bytes).unwrap();
+        let fragment = line("two").split_at(20).0.to_owned();
+        assert_eq!(text, format!("{}{fragment}\n{}{}", line("one"), missing("1 log line is"), line("five")));
+    }
+
+    #[test]
+    fn a_file_system_that_was_full_holds_whole_lines_only() {
+        let dir = tempfile::tempdir().unwrap();
+        sys::mount::tmpfs(dir.path(), 64 * 1024, 0o700).unwrap();
+        let (path, ballast) = (dir.path().join("0.log"), dir.path().join("ballast"));
+        let mut log = LogWriter::open(&path, DEFAULT_LIMIT).unwrap();
+        std::fs::write(&ballast, [0; 40 * 1024]).unwrap();
+        let numbered = |range: std::ops::Range<u32>| range.map(|n| format!("line {n}\n")).collect::<String>();
+        log.write(Stream::Stdout, numbered(0..1000).as_bytes(), NOW);
+        let dropped = log.dropped_lines();
+        assert!((1..1000).contains(&dropped), "{dropped}");
+        std::fs::remove_file(&ballast).unwrap();
+        log.write(Stream::Stdout, numbered(1000..1003).as_bytes(), NOW);
+        let text = std::fs::read(&path).unwrap();
+        sys::mount::unmount(dir.path()).unwrap();
+        let lines: Vec<_> =
+            text.split_inclusive(|byte| *byte == b'\n').map(|line| parse_line(line).unwrap()).collect();
+        let notice = lines.iter().position(|line| line.stream == Stream::Stderr).unwrap();
+        let expected =
+            format!("crimson: {dropped} log lines are missing here: No space left on device (os error 28)");
+        assert_eq!(std::str::from_utf8(lines[notice].content).unwrap(), expected);
+        assert_eq!(notice as u64 + dropped, 1000);
+        let kept = u32::try_from(notice).unwrap();
+        let output = read_output(&text, Stream::Stdout).unwrap();
+        assert_eq!(String::from_utf8(output).unwrap(), numbered(0..kept) + &numbered(1000..1003));
+    }
+
+    #[test]
+    fn a_gap_at_the_end_is_told_when_the_log_is_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("0.log");
+        let mut log = LogWriter::open(&path, DEFAULT_LIMIT).unwrap();
+        log.sink.drop_lines(2);
+        assert_eq!(log.close(NOW), 2);
+        let text = line("crimson: 2 log lines are missing here").replace(" stdout ", " stderr ");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    }
+
+    #[test]
+    fn a_removed_file_or_directory_costs_nothing_but_what_was_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (logs, path) = (dir.path().join("logs"), dir.path().join("logs/0.log"));
+        std::fs::create_dir(&logs).unwrap();
+        let mut log = LogWriter::open(&path, DEFAULT_LIMIT).unwrap();
+        log.write(Stream::Stdout, b"one\nbegun", NOW);
+        std::fs::remove_dir_all(&logs).unwrap();
+        log.write(Stream::Stdout, b"\nlost\n", NOW);
+        assert_eq!(log.reopen().unwrap_err().kind(), io::ErrorKind::NotFound);
+        log.write(Stream::Stdout, b"lost too\nopen", NOW);
+        std::fs::create_dir(&logs).unwrap();
+        log.reopen().unwrap();
+        log.write(Stream::Stdout, b" and here\n", NOW);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), line("open and here"));
+        assert_eq!(log.dropped_lines(), 0);
     }
 
     #[test]
@@ -336,16 +509,34 @@ mod tests {
         }
 
         #[test]
-        fn a_disk_that_fills_up_anywhere_leaves_only_whole_lines_and_fragments(room in 0usize..300, step in 1usize..50) {
-            let mut sink = Sink::new(Disk { room, step, ..Disk::default() });
-            feed(&mut sink, "first\nsecond\nthird\n");
-            sink.out.room = usize::MAX;
+        fn a_disk_that_fills_up_anywhere_keeps_whole_lines_and_says_what_is_missing(
+            rooms in prop::collection::vec(0usize..300, 1..5), step in 1usize..50, keeps in any::<bool>()
+        ) {
+            let mut sink = Sink::new(Disk { step, keeps, ..Disk::default() });
+            for room in &rooms {
+                sink.out.room = *room;
+                feed(&mut sink, "first\nsecond\nthird\n");
+            }
+            sink.out.room = usize::MAX / 2;
             feed(&mut sink, "last\n");
             let lines: Vec<_> = sink.out.bytes.split_inclusive(|byte| *byte == b'\n').collect();
             let whole: Vec<Line<'_>> = lines.iter().filter_map(|line| parse_line(line).ok()).collect();
             prop_assert_eq!(whole.last().unwrap().content, b"last");
-            let intact = whole.iter().filter(|l| [&b"first"[..], b"second", b"third", b"last"].contains(&l.content)).count();
-            prop_assert_eq!(intact as u64 + sink.dropped, 4);
+            prop_assert!(keeps || whole.len() == lines.len());
+            let intact = whole.iter().filter(|l| [&b"first"[..], b"second", b"third", b"last"].contains(&l.content));
+            let told: u64 = whole.iter().filter_map(|line| told(line.content)).sum();
+            let all = rooms.len() as u64 * 3 + 1;
+            prop_assert_eq!(sink.gap, 0);
+            // A fragment that cannot be taken back may lack its newline alone.
+            let intact = intact.count() as u64;
+            prop_assert!(intact + sink.dropped == all || keeps && intact + sink.dropped >= all);
+            // and one of a notice may look like a notice.
+            prop_assert!(keeps || told == sink.dropped);
         }
+    }
+
+    fn told(content: &[u8]) -> Option<u64> {
+        let text = std::str::from_utf8(content).ok()?.strip_prefix("crimson: ")?;
+        text.split(' ').next()?.parse().ok()
     }
 }
