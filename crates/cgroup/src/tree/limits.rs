@@ -162,8 +162,12 @@ fn set_hugepage(group: &Path, size: &str, limit: u64) -> Result<(), CgroupError>
     Ok(())
 }
 
-/// v1 refuses a limit below what cannot be given back; v2 takes it and kills. So v2 is asked first.
+/// v1 refuses a limit below what cannot be given back; v2 takes it and kills. So v2 is asked before a limit is lowered.
 fn refuse_memory_in_use(group: &Path, limit: u64) -> Result<(), CgroupError> {
+    let present = read(&group.join("memory.max"))?.and_then(|text| text.parse::<u64>().ok());
+    if present.is_some_and(|present| present <= limit) {
+        return Ok(());
+    }
     let Some(current) = read(&group.join("memory.current"))?.and_then(|text| text.parse::<u64>().ok()) else {
         return Ok(());
     };
@@ -255,6 +259,10 @@ mod tests {
         refuse_memory_in_use(dir.path(), 70).unwrap();
         let error = refuse_memory_in_use(dir.path(), 69).unwrap_err();
         assert!(matches!(error, CgroupError::MemoryInUse { limit: 69, used: 70 }), "{error}");
+        fill(dir.path(), &[("memory.max", "69\n")]);
+        refuse_memory_in_use(dir.path(), 69).unwrap();
+        fill(dir.path(), &[("memory.max", "max\n")]);
+        refuse_memory_in_use(dir.path(), 69).unwrap_err();
     }
 
     #[test]
