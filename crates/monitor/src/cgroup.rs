@@ -7,6 +7,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use types::ExecId;
+
+use crate::exec_group::{self, Group, Place};
 use crate::poller::{Poller, Source};
 
 /// Where the host's cgroup hierarchies are mounted.
@@ -28,6 +31,7 @@ struct Hierarchy {
 pub(crate) struct Cgroup {
     own: Option<PathBuf>,
     oom: Option<OomKills>,
+    execs: Option<Place>,
 }
 
 /// The file that counts OOM kills. systemd removes a scope as soon as its last process has ended, so the count is read
@@ -91,13 +95,26 @@ impl Cgroup {
     /// The cgroup of a container whose init was just made.
     pub(crate) fn of_init(pid: i32, hierarchies: &Hierarchies) -> Self {
         let text = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        let dirs: Vec<PathBuf> = memberships(&text)
+        let dirs: Vec<(&str, PathBuf)> = memberships(&text)
             .into_iter()
-            .filter_map(|(controllers, path)| hierarchies.directory(controllers, path))
-            .filter(|dir| members(dir) == [pid])
+            .filter_map(|(controllers, path)| Some((controllers, hierarchies.directory(controllers, path)?)))
+            .filter(|(_, dir)| members(dir) == [pid])
             .collect();
-        let oom = dirs.iter().find_map(|dir| OomKills::counted_in(dir));
-        Self { own: dirs.into_iter().next(), oom }
+        let oom = dirs.iter().find_map(|(_, dir)| OomKills::counted_in(dir));
+        let told: Vec<(&str, &Path)> =
+            dirs.iter().map(|(controllers, dir)| (*controllers, dir.as_path())).collect();
+        let execs = exec_group::place(&told);
+        Self { own: dirs.into_iter().next().map(|(_, dir)| dir), oom, execs }
+    }
+
+    /// Where the cgroups of its execs are made, if anywhere.
+    pub(crate) fn execs(&self) -> Option<&Place> {
+        self.execs.as_ref()
+    }
+
+    /// A cgroup for one exec.
+    pub(crate) fn exec_group(&self, exec: &ExecId) -> Option<Group> {
+        Group::make(self.execs.as_ref()?, exec)
     }
 
     /// Has `poller` tell when to call [`Cgroup::look_for_oom_kill`]. Where that is not to be had, the end has to do.
@@ -143,10 +160,7 @@ impl Cgroup {
 
     /// Whether the OOM killer struck since the beginning.
     pub(crate) fn oom_killed(&self) -> bool {
-        let counts_more = |oom: &OomKills| {
-            fs::read_to_string(&oom.path).is_ok_and(|text| count(&text).is_some_and(|now| now > oom.before))
-        };
-        self.oom.as_ref().is_some_and(|oom| oom.struck || counts_more(oom))
+        self.oom.as_ref().is_some_and(|oom| oom.struck || oom.counts_more())
     }
 }
 
@@ -161,7 +175,10 @@ impl OomKills {
 
     /// Reading is also what makes the next notice come.
     fn look(&mut self) {
-        let Some(events) = &self.events else { return };
+        let Some(events) = &self.events else {
+            self.struck |= self.counts_more();
+            return;
+        };
         let mut buffer = [0; 512];
         let read = events.read_at(&mut buffer, 0).map(|len| buffer.get(..len).unwrap_or_default());
         match read.map(String::from_utf8_lossy) {
@@ -171,6 +188,10 @@ impl OomKills {
             Err(_) => {}
         }
         self.events = None;
+    }
+
+    fn counts_more(&self) -> bool {
+        fs::read_to_string(&self.path).is_ok_and(|text| count(&text).is_some_and(|now| now > self.before))
     }
 }
 
@@ -183,8 +204,8 @@ fn members(dir: &Path) -> Vec<i32> {
     text.lines().filter_map(|line| line.parse().ok()).collect()
 }
 
-/// With those of the cgroups below, which a container may make for itself.
-fn all_members(dir: &Path) -> Vec<i32> {
+/// With those of the cgroups below: of execs, or made by the container for itself.
+pub(crate) fn all_members(dir: &Path) -> Vec<i32> {
     let mut pids = members(dir);
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
@@ -245,7 +266,7 @@ mod tests {
         ] {
             let dir = tempfile::tempdir().unwrap();
             std::fs::write(dir.path().join(name), calm).unwrap();
-            let cgroup = Cgroup { own: None, oom: OomKills::counted_in(dir.path()) };
+            let cgroup = Cgroup { oom: OomKills::counted_in(dir.path()), ..Cgroup::default() };
             assert!(!cgroup.oom_killed(), "{name}");
             std::fs::write(dir.path().join(name), struck).unwrap();
             assert!(cgroup.oom_killed(), "{name}");
@@ -254,15 +275,17 @@ mod tests {
 
     #[test]
     fn an_oom_kill_outlives_the_cgroup() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("memory.events");
-        std::fs::write(&file, "oom_kill 2\n").unwrap();
-        let mut cgroup = Cgroup { own: None, oom: OomKills::counted_in(dir.path()) };
-        cgroup.look_for_oom_kill();
-        assert!(!cgroup.oom_killed());
-        std::fs::write(&file, "oom_kill 3\n").unwrap();
-        cgroup.look_for_oom_kill();
-        std::fs::remove_file(&file).unwrap();
-        assert!(cgroup.oom_killed());
+        for name in ["memory.events", "memory.oom_control"] {
+            let dir = tempfile::tempdir().unwrap();
+            let file = dir.path().join(name);
+            std::fs::write(&file, "oom_kill 2\n").unwrap();
+            let mut cgroup = Cgroup { oom: OomKills::counted_in(dir.path()), ..Cgroup::default() };
+            cgroup.look_for_oom_kill();
+            assert!(!cgroup.oom_killed(), "{name}");
+            std::fs::write(&file, "oom_kill 3\n").unwrap();
+            cgroup.look_for_oom_kill();
+            std::fs::remove_file(&file).unwrap();
+            assert!(cgroup.oom_killed(), "{name}");
+        }
     }
 }

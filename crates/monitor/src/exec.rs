@@ -1,13 +1,16 @@
 //! Processes that a daemon runs in a container, with its own descriptors as their streams.
 //!
 //! An exec belongs to the connection it was asked on: when that closes, nobody reads its output or waits for its end any
-//! more, so it is killed.
+//! more, so it is killed. Being killed means all that it has started ([`crate::exec_group`]), and its end is told when all of that
+//! is dead. What an exec leaves that ends by itself goes on, as the container's.
 
 use std::collections::VecDeque;
-use std::fs;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::Seek;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use monitor_api::{Event, ExecRequest, Refusal, RefusalKind, Reply};
 use runtime::Exec as ExecCommand;
@@ -17,11 +20,19 @@ use types::{ContainerId, ExecId};
 use crate::connections::Asker;
 use crate::console::Console;
 use crate::container::{Container, End, Stage};
+use crate::exec_group::{self, Group};
 use crate::job::{self, Killed, Order, Purpose};
 use crate::lifecycle::{io_refusal, read_pid};
 use crate::server::{Answer, Monitor};
 use crate::stdio::ChildStdio;
 use crate::tree;
+
+const SIGKILL: i32 = 9;
+/// How long the runtime may take to print its help.
+const HELP_LIMIT: Duration = Duration::from_secs(5);
+/// How long a killed exec's end is held back for what it has started, and how often that is looked at.
+const ENDING_LIMIT: Duration = Duration::from_secs(5);
+const LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// An exec that runs.
 #[derive(Debug)]
@@ -31,12 +42,43 @@ pub(crate) struct Exec {
     connection: u32,
     /// Our copy of its terminal's master, for its size.
     terminal: Option<OwnedFd>,
+    group: Option<Group>,
+    killed: bool,
+}
+
+impl Exec {
+    fn kill(&mut self) {
+        self.killed = true;
+        match &self.group {
+            Some(group) => {
+                group.kill();
+                // It was not waited for, so it is there, wherever the runtime has put it.
+                sys::process::kill(self.pid, SIGKILL).ok();
+            }
+            None => tree::kill(self.pid),
+        }
+    }
+}
+
+/// The time between the end of a killed exec's process and that of the last process that it started.
+#[derive(Debug)]
+pub(crate) struct Ending {
+    event: Option<Event>,
+    group: Group,
+    until: Instant,
+    look: Instant,
+}
+
+impl Ending {
+    /// When to look at it again.
+    pub(crate) fn look(&self) -> Instant {
+        self.look
+    }
 }
 
 impl Monitor {
     pub(crate) fn exec(&mut self, asker: Asker, request: ExecRequest, fds: Vec<OwnedFd>) -> Answer {
         self.refuse_known_exec(&request.exec)?;
-        let stdio = stdio_of(&request, fds)?;
         let container = self.known(&request.container)?;
         if !matches!(container.stage, Stage::Running)
             || container.pid.is_none()
@@ -45,8 +87,69 @@ impl Monitor {
             let message = format!("container {} is not running", container.id);
             return Err(Refusal::new(RefusalKind::InvalidState, message));
         }
+        let (program, grouped) = (container.runtime.path.clone(), container.cgroup.execs().is_some());
+        match self.runs_in_groups.get(&program) {
+            None if grouped => self.ask_for_help(asker, request, fds),
+            able => {
+                let able = able.copied().unwrap_or(false);
+                self.begin_exec(asker, request, fds, able)
+            }
+        }
+    }
+
+    /// Whether the runtime knows the option for the cgroup is found out once.
+    fn ask_for_help(&mut self, asker: Asker, request: ExecRequest, fds: Vec<OwnedFd>) -> Answer {
+        let made = job::memory_file("runtime-help").and_then(|text| Ok((text.try_clone()?, text)));
+        let (copy, text) = made.map_err(|error| io_refusal("make a file in memory", &error))?;
+        let container = self.known(&request.container)?;
+        let log = container.log_file(&format!("exec-{}", request.exec));
+        let (program, directory) = (container.runtime.path.clone(), container.bundle.clone());
+        let stdio = ChildStdio { stdout: Some(copy.into()), ..ChildStdio::default() };
+        let order = Order {
+            program: &program,
+            args: vec!["exec".into(), "--help".into()],
+            directory: &directory,
+            log,
+            stdio: Some(stdio),
+            limit: HELP_LIMIT,
+        };
+        let id = request.container.clone();
+        job::start(&mut self.jobs, &id, order, Purpose::Help { asker, request, fds, text })?;
+        Ok(None)
+    }
+
+    /// The runtime has printed its help.
+    pub(crate) fn help_read(
+        &mut self,
+        (asker, request): (Asker, ExecRequest),
+        outcome: Result<(), Refusal>,
+        fds: Vec<OwnedFd>,
+        mut text: File,
+    ) {
+        let answer = match outcome {
+            Err(refusal) if refusal.kind == RefusalKind::InvalidState => Err(refusal),
+            _ => {
+                let help = job::read_bounded(text.rewind().map(|()| text));
+                let program = self.containers.get(&request.container).map(|it| it.runtime.path.clone());
+                program.map(|program| self.runs_in_groups.insert(program, exec_group::is_offered(&help)));
+                self.exec(asker, request, fds)
+            }
+        };
+        self.answer(asker, answer);
+    }
+
+    fn begin_exec(
+        &mut self,
+        asker: Asker,
+        request: ExecRequest,
+        fds: Vec<OwnedFd>,
+        in_group: bool,
+    ) -> Answer {
+        let stdio = stdio_of(&request, fds)?;
+        let container = self.known(&request.container)?;
         let console = open_console(&request, container)?;
         let console_path = console.as_ref().map(Console::path);
+        let group = if in_group { container.cgroup.exec_group(&request.exec) } else { None };
         let pid_file = container.bundle.join(format!("exec-{}.pid", request.exec));
         let log = container.log_file(&format!("exec-{}", request.exec));
         let args = container.runtime.exec(&ExecCommand {
@@ -56,11 +159,13 @@ impl Monitor {
             console_socket: console_path.as_deref(),
             log: &log,
         });
+        let args = in_cgroup(args, group.as_ref());
         let (program, directory) = (container.runtime.path.clone(), container.bundle.clone());
         let limit = Duration::from_millis(request.timeout_ms);
         let order = Order { program: &program, args, directory: &directory, log, stdio, limit };
         let id = request.container.clone();
-        job::start(&mut self.jobs, &id, order, Purpose::Exec { asker, request, pid_file, console })?;
+        let purpose = Purpose::Exec { asker, request, pid_file, console, group };
+        job::start(&mut self.jobs, &id, order, purpose)?;
         Ok(None)
     }
 
@@ -78,9 +183,15 @@ impl Monitor {
         (asker, request): (Asker, ExecRequest),
         outcome: Result<(), Refusal>,
         pid_file: &Path,
-        console: Option<Console>,
+        (console, group): (Option<Console>, Option<Group>),
     ) {
-        let begun = outcome.and_then(|()| self.adopt_exec(asker, &request, pid_file, console));
+        let begun = match outcome {
+            Ok(()) => self.adopt_exec(asker, &request, pid_file, (console, group)),
+            Err(refusal) => {
+                self.end_group(group, true, None);
+                Err(refusal)
+            }
+        };
         fs::remove_file(pid_file).ok();
         match begun {
             Ok((pid, terminal)) => {
@@ -88,7 +199,7 @@ impl Monitor {
                 if let Some(end) = self.unclaimed.remove(&pid) {
                     self.exec_ended(&request.exec, end);
                 } else if !self.connections.is_open(asker.connection) {
-                    tree::kill(pid);
+                    self.execs.get_mut(&request.exec).into_iter().for_each(Exec::kill);
                 }
             }
             Err(refusal) => self.reply(asker, &Reply::Refused(refusal), None),
@@ -101,26 +212,70 @@ impl Monitor {
         asker: Asker,
         request: &ExecRequest,
         pid_file: &Path,
-        console: Option<Console>,
+        (console, group): (Option<Console>, Option<Group>),
     ) -> Result<(i32, Option<OwnedFd>), Refusal> {
         let pid = read_pid(pid_file)?;
         let master =
             console.map(|console| console.take_master().and_then(|fd| Ok((fd.try_clone()?, fd)))).transpose();
-        let master = master.map_err(|error| {
-            tree::kill(pid);
-            io_refusal("take the exec's terminal", &error)
-        })?;
+        let master = match master {
+            Ok(master) => master,
+            Err(error) => {
+                tree::kill(pid);
+                self.end_group(group, true, None);
+                return Err(io_refusal("take the exec's terminal", &error));
+            }
+        };
         let (terminal, theirs) = master.unzip();
         let (container, connection) = (request.container.clone(), asker.connection);
-        self.execs.insert(request.exec.clone(), Exec { pid, container, connection, terminal });
+        let exec = Exec { pid, container, connection, terminal, group, killed: false };
+        self.execs.insert(request.exec.clone(), exec);
         Ok((pid, theirs))
     }
 
     /// An exec's process was reaped.
-    pub(crate) fn exec_ended(&mut self, exec: &ExecId, end: End) {
-        if self.execs.remove(exec).is_some() {
-            let event = Event::ExecExited { exec: exec.clone(), exit_code: end.code(), signal: end.signal() };
+    pub(crate) fn exec_ended(&mut self, id: &ExecId, end: End) {
+        let Some(exec) = self.execs.remove(id) else { return };
+        let event = Event::ExecExited { exec: id.clone(), exit_code: end.code(), signal: end.signal() };
+        self.end_group(exec.group, exec.killed, Some(event));
+    }
+
+    /// The process is gone: deals with what it has started, and tells its end.
+    fn end_group(&mut self, group: Option<Group>, killed: bool, event: Option<Event>) {
+        match group {
+            Some(group) if killed && group.kill() => {
+                let now = Instant::now();
+                let ending = Ending { event, group, until: now + ENDING_LIMIT, look: now + LOOK_EVERY };
+                return self.ending.push(ending);
+            }
+            Some(group) => self.release(group),
+            None => {}
+        }
+        if let Some(event) = event {
             self.connections.tell(&self.poller, &event);
+        }
+    }
+
+    fn release(&mut self, group: Group) {
+        if !group.release() {
+            self.left.push(group);
+        }
+        self.left.retain(|group| !group.release());
+    }
+
+    /// Looks at execs that were killed and have something left.
+    pub(crate) fn advance_endings(&mut self, now: Instant) {
+        let mut at = 0;
+        while let Some(ending) = self.ending.get_mut(at) {
+            if ending.look > now {
+                at += 1;
+            } else if ending.group.kill() && now < ending.until {
+                ending.look = now + LOOK_EVERY;
+                at += 1;
+            } else {
+                let Ending { event, group, .. } = self.ending.swap_remove(at);
+                self.release(group);
+                event.iter().for_each(|event| self.connections.tell(&self.poller, event));
+            }
         }
     }
 
@@ -130,9 +285,7 @@ impl Monitor {
     }
 
     pub(crate) fn kill_exec(&mut self, exec: &ExecId) -> Answer {
-        if let Some(exec) = self.execs.get(exec) {
-            tree::kill(exec.pid);
-        }
+        self.execs.get_mut(exec).into_iter().for_each(Exec::kill);
         for (pid, job) in self.jobs.iter_mut().filter(|(_, job)| job.purpose.is_exec(exec)) {
             job.kill(*pid, Killed::Unwanted);
         }
@@ -140,16 +293,19 @@ impl Monitor {
     }
 
     pub(crate) fn kill_execs_of(&mut self, container: &ContainerId) {
-        self.execs.values().filter(|exec| exec.container == *container).for_each(|exec| tree::kill(exec.pid));
+        self.execs.values_mut().filter(|exec| exec.container == *container).for_each(Exec::kill);
+    }
+
+    /// The container's cgroups are gone, and those of its execs with them.
+    pub(crate) fn forget_groups_of(&mut self, container: &ContainerId) {
+        let place = self.containers.get(container).and_then(|it| it.cgroup.execs().cloned());
+        self.left.retain(|group| !group.is_of(place.as_ref()));
     }
 
     /// Ends what was begun on connections that are gone.
     pub(crate) fn drop_execs_of_closed(&mut self) {
         for connection in self.connections.take_closed() {
-            self.execs
-                .values()
-                .filter(|exec| exec.connection == connection)
-                .for_each(|exec| tree::kill(exec.pid));
+            self.execs.values_mut().filter(|exec| exec.connection == connection).for_each(Exec::kill);
         }
     }
 
@@ -170,6 +326,15 @@ impl Monitor {
         resized.map_err(|error| io_refusal("resize the terminal", &error.into()))?;
         Ok(Some(Reply::Done))
     }
+}
+
+/// The runtime's arguments with the exec's cgroup. Options stand before the container's id, which is last.
+fn in_cgroup(mut args: Vec<OsString>, group: Option<&Group>) -> Vec<OsString> {
+    if let Some(group) = group {
+        let before_id = args.len().saturating_sub(1);
+        args.splice(before_id..before_id, [exec_group::OPTION.into(), group.argument()]);
+    }
+    args
 }
 
 /// The streams that came with the request, by their names.

@@ -134,8 +134,7 @@ pub(crate) fn place(dirs: &[(&str, &Path)]) -> Option<Place> {
         Some(Place { dir: (*dir).to_owned(), controller: Some(controller) })
     };
     let only_unified = || {
-        let has_controllers =
-            |(names, _): &&(&str, &Path)| !names.is_empty() && !names.starts_with("name=");
+        let has_controllers = |(names, _): &&(&str, &Path)| !names.is_empty() && !names.starts_with("name=");
         if dirs.iter().any(|dir| has_controllers(&dir)) {
             return None;
         }

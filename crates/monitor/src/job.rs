@@ -18,6 +18,7 @@ use types::{ContainerId, ExecId};
 
 use crate::connections::Asker;
 use crate::console::Console;
+use crate::exec_group::Group;
 use crate::stdio::ChildStdio;
 use crate::tree;
 
@@ -59,6 +60,14 @@ pub(crate) enum Purpose {
         request: ExecRequest,
         pid_file: PathBuf,
         console: Option<Console>,
+        group: Option<Group>,
+    },
+    /// Asks the runtime for its help on `exec`, before the first one.
+    Help {
+        asker: Asker,
+        request: ExecRequest,
+        fds: Vec<OwnedFd>,
+        text: File,
     },
     Delete,
 }
@@ -66,7 +75,7 @@ pub(crate) enum Purpose {
 impl Purpose {
     /// Whether this starts that exec.
     pub(crate) fn is_exec(&self, exec: &ExecId) -> bool {
-        matches!(self, Self::Exec { request, .. } if request.exec == *exec)
+        matches!(self, Self::Exec { request, .. } | Self::Help { request, .. } if request.exec == *exec)
     }
 }
 
@@ -138,8 +147,13 @@ fn with_stdio(mut program: Program, stdio: ChildStdio) -> Program {
     program
 }
 
+/// A file in memory.
+pub(crate) fn memory_file(name: &str) -> std::io::Result<File> {
+    Ok(rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC)?.into())
+}
+
 fn complaints_file() -> std::io::Result<File> {
-    Ok(rustix::fs::memfd_create("runtime-stderr", MemfdFlags::CLOEXEC)?.into())
+    memory_file("runtime-stderr")
 }
 
 impl Job {
@@ -185,7 +199,8 @@ impl Job {
     }
 }
 
-fn read_bounded(file: std::io::Result<File>) -> Vec<u8> {
+/// What is in a file, up to a limit.
+pub(crate) fn read_bounded(file: std::io::Result<File>) -> Vec<u8> {
     let mut bytes = Vec::new();
     if let Ok(file) = file {
         // What could be read explains as much as there is.

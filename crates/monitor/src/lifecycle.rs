@@ -258,6 +258,7 @@ impl Monitor {
         let reply = match outcome {
             Ok(()) => {
                 self.kill_execs_of(id);
+                self.forget_groups_of(id);
                 self.containers.remove(id);
                 Reply::Done
             }

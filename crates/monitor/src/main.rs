@@ -15,6 +15,7 @@ mod connections;
 mod console;
 mod container;
 mod exec;
+mod exec_group;
 mod exit;
 mod job;
 mod launch;

@@ -20,7 +20,8 @@ use crate::args::Serve;
 use crate::cgroup::Hierarchies;
 use crate::connections::{Asker, Connections};
 use crate::container::{Container, End, Stage};
-use crate::exec::Exec;
+use crate::exec::{Ending, Exec};
+use crate::exec_group::Group;
 use crate::job::{Job, Jobs, Killed, Purpose};
 use crate::poller::{Poller, Ready, Source};
 use crate::stdio::Pumped;
@@ -46,6 +47,12 @@ pub(crate) struct Monitor {
     pub(crate) connections: Connections,
     pub(crate) containers: BTreeMap<ContainerId, Container>,
     pub(crate) execs: BTreeMap<ExecId, Exec>,
+    /// Execs that have ended but for what they started.
+    pub(crate) ending: Vec<Ending>,
+    /// Cgroups of ended execs that the container would not take the members of.
+    pub(crate) left: Vec<Group>,
+    /// Whether a runtime, by its path, can be told the cgroup of an exec.
+    pub(crate) runs_in_groups: BTreeMap<PathBuf, bool>,
     pub(crate) jobs: Jobs,
     /// Children that ended while a runtime command was under way that may tell whose they were.
     pub(crate) unclaimed: BTreeMap<i32, End>,
@@ -92,6 +99,9 @@ impl Monitor {
             connections: Connections::default(),
             containers: BTreeMap::new(),
             execs: BTreeMap::new(),
+            ending: Vec::new(),
+            left: Vec::new(),
+            runs_in_groups: BTreeMap::new(),
             jobs: Jobs::new(),
             unclaimed: BTreeMap::new(),
             hierarchies: Hierarchies::read(),
@@ -204,7 +214,7 @@ impl Monitor {
         Ok(Some(Reply::Done))
     }
 
-    fn answer(&mut self, asker: Asker, answer: Answer) {
+    pub(crate) fn answer(&mut self, asker: Asker, answer: Answer) {
         match answer {
             Ok(Some(reply)) => self.reply(asker, &reply, None),
             Ok(None) => {}
@@ -283,8 +293,11 @@ impl Monitor {
             }
             Purpose::CleanUp { asker, refusal } => self.cleaned_up(asker, id, refusal),
             Purpose::Start { asker, begun } => self.start_ended((asker, id), outcome, begun),
-            Purpose::Exec { asker, request, pid_file, console } => {
-                self.exec_begun((asker, request), outcome, &pid_file, console);
+            Purpose::Exec { asker, request, pid_file, console, group } => {
+                self.exec_begun((asker, request), outcome, &pid_file, (console, group));
+            }
+            Purpose::Help { asker, request, fds, text } => {
+                self.help_read((asker, request), outcome, fds, text);
             }
             Purpose::Delete => self.delete_ended(id, outcome),
         }
@@ -293,7 +306,7 @@ impl Monitor {
     fn next_deadline(&self) -> Option<Instant> {
         let jobs = self.jobs.values().filter(|job| job.killed.is_none()).map(|job| job.deadline);
         let looks = self.containers.values().filter_map(look_at);
-        jobs.chain(looks).min()
+        jobs.chain(looks).chain(self.ending.iter().map(Ending::look)).min()
     }
 
     fn meet_deadlines(&mut self, now: Instant) {
@@ -306,6 +319,7 @@ impl Monitor {
             self.advance_drain(&id);
             self.advance_deletion(&id);
         }
+        self.advance_endings(now);
     }
 }
 

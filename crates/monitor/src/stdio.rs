@@ -127,8 +127,9 @@ impl Streams {
             self.end(stream);
         }
         self.stdin = None;
-        self.dropped = self.dropped_lines();
-        self.log = None;
+        if let Some(log) = self.log.take() {
+            self.dropped = log.close(Timestamp::now());
+        }
     }
 
     /// What was printed so far, without the log: for the words of a runtime that failed.

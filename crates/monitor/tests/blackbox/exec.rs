@@ -98,6 +98,106 @@ async fn killing_an_exec_takes_its_tree_and_twice_is_no_error() {
 }
 
 #[tokio::test]
+async fn killing_an_exec_takes_those_who_left_its_session_and_lost_their_parent() {
+    let (mut pod, plan) = running().await;
+    let script = "(setsid sh -c 'sleep 31415 & exec sleep 31415' &); sleep 31415";
+    let sleepers = || processes(|text| text.starts_with("sleep\u{0}31415"));
+    let other = pod.process(&plan.request.container, "(setsid sleep 27182 &); exec sleep 27182");
+    pod.connection.monitor.exec(other.clone(), Vec::new()).await.unwrap();
+    let request = pod.process(&plan.request.container, script);
+    let id = request.exec.clone();
+    pod.connection.monitor.exec(request, Vec::new()).await.unwrap();
+    wait_until("the tree", || sleepers().len() == 3).await;
+    assert_eq!(pod.exec_cgroups().len(), 2);
+    pod.connection.monitor.kill_exec(&id).await.unwrap();
+    assert_eq!(exec_exit(&mut pod, &id).await, (137, Some(9)));
+    assert_eq!(sleepers(), [], "its end is told when all are dead");
+    assert_eq!(processes(|text| text.starts_with("sleep\u{0}27182")).len(), 2, "the other exec goes on");
+    assert_eq!(pod.exec_cgroups().len(), 1);
+    pod.connection.monitor.kill_exec(&other.exec).await.unwrap();
+    assert_eq!(exec_exit(&mut pod, &other.exec).await, (137, Some(9)));
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn what_an_exec_leaves_behind_goes_on_as_the_containers() {
+    let (mut pod, plan) = running().await;
+    let request = pod.process(&plan.request.container, "(setsid sleep 16180 &); exit 4");
+    let id = request.exec.clone();
+    pod.connection.monitor.exec(request, Vec::new()).await.unwrap();
+    assert_eq!(exec_exit(&mut pod, &id).await, (4, None));
+    let left = || processes(|text| text.starts_with("sleep\u{0}16180"));
+    wait_until("the one that was left", || left().len() == 1).await;
+    wait_until("its cgroup is the container's", || pod.exec_cgroups().is_empty()).await;
+    pod.connection.monitor.kill_exec(&id).await.unwrap();
+    assert_eq!(left().len(), 1, "an exec that has ended is not killed");
+    pod.connection.monitor.signal(&plan.request.container, 9, true).await.unwrap();
+    pod.exit().await;
+    assert_eq!(left(), []);
+    pod.finish().await;
+}
+
+/// A third of them leave somebody behind, a third are killed. `CRIMSON_EXECS=10000` for the long form.
+#[tokio::test]
+async fn many_execs_leave_nothing() {
+    let count: usize = std::env::var("CRIMSON_EXECS").map_or(45, |count| count.parse().unwrap());
+    let (mut pod, plan) = running().await;
+    exec_round(&mut pod, &plan, 0, 6).await;
+    let begin = usage(&pod);
+    for round in 0..count.div_ceil(30) {
+        exec_round(&mut pod, &plan, round, 30).await;
+    }
+    wait_until("nobody is left", || processes(|text| text.starts_with("sleep\u{0}0.29")).is_empty()).await;
+    assert_eq!(pod.exec_cgroups(), [] as [std::path::PathBuf; 0]);
+    let end = usage(&pod);
+    println!(
+        "{count} execs: descriptors {} -> {}, private memory {} -> {} KiB",
+        begin.0, end.0, begin.1, end.1
+    );
+    assert_eq!(begin.0, end.0, "descriptors");
+    assert!(end.1 <= begin.1 + 64, "private memory grew from {} to {} KiB", begin.1, end.1);
+    pod.finish().await;
+}
+
+/// Ten execs at a time; each ends by itself, leaves somebody, or is killed with two that it has started.
+async fn exec_round(pod: &mut Pod, plan: &Plan, round: usize, count: usize) {
+    for first in (0..count).step_by(10) {
+        let mut expected = Vec::new();
+        for number in first..count.min(first + 10) {
+            let (script, ending) = match number % 3 {
+                0 => ("echo out; exit 5", (5, None)),
+                1 => ("(setsid sleep 0.29 &); exit 6", (6, None)),
+                _ => ("(setsid sleep 500 &); sleep 500 & wait", (137, Some(9))),
+            };
+            let request = pod.process(&plan.request.container, script);
+            let (id, process) = (request.exec.clone(), request.process.clone());
+            pod.connection.monitor.exec(request, Vec::new()).await.unwrap();
+            std::fs::remove_file(process).unwrap();
+            if ending.1.is_some() {
+                pod.connection.monitor.kill_exec(&id).await.unwrap();
+            }
+            expected.push((id, ending));
+        }
+        while !expected.is_empty() {
+            let Event::ExecExited { exec, exit_code, signal } = pod.event().await else {
+                panic!("round {round}")
+            };
+            let at = expected.iter().position(|(id, _)| *id == exec).unwrap();
+            assert_eq!((exit_code, signal), expected.remove(at).1);
+        }
+    }
+}
+
+/// The monitor's open descriptors and private memory in KiB.
+fn usage(pod: &Pod) -> (usize, u64) {
+    let proc = std::path::PathBuf::from(format!("/proc/{}", pod.connection.pid));
+    let rollup = std::fs::read_to_string(proc.join("smaps_rollup")).unwrap();
+    let private = rollup.lines().filter_map(|line| line.strip_prefix("Private_Dirty:"));
+    let private: u64 = private.map(|size| size.trim().trim_end_matches(" kB").parse::<u64>().unwrap()).sum();
+    (std::fs::read_dir(proc.join("fd")).unwrap().count(), private)
+}
+
+#[tokio::test]
 async fn execs_end_with_the_connection_they_were_asked_on() {
     let (mut pod, plan) = running().await;
     let other = pod.monitors.connect(&pod.sandbox).await.unwrap().unwrap();

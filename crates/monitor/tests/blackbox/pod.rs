@@ -179,6 +179,13 @@ impl Pod {
         }
     }
 
+    /// The cgroups that execs of our containers have now.
+    pub(crate) fn exec_cgroups(&self) -> Vec<PathBuf> {
+        let containers = self.cgroups().into_iter().flat_map(|dir| directories(&dir));
+        let groups = containers.flat_map(|dir| directories(&dir));
+        groups.filter(|dir| dir.to_str().unwrap().contains("crimson-exec-")).collect()
+    }
+
     fn cgroups(&self) -> Vec<PathBuf> {
         let mounts =
             sys::mount::list().unwrap().into_iter().filter(|mount| mount.fstype.starts_with("cgroup"));
@@ -212,6 +219,11 @@ impl Drop for Pod {
     }
 }
 
+fn directories(dir: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    entries.filter(|path| path.is_dir()).collect()
+}
+
 /// The processes whose command line and cgroups match, as pid and that text.
 pub(crate) fn processes(matches: impl Fn(&str) -> bool) -> Vec<(i32, String)> {
     let own = i32::try_from(std::process::id()).unwrap();
@@ -239,7 +251,8 @@ fn make_busybox(root: &Path) {
     if fs::hard_link("/bin/busybox", &busybox).is_err() {
         fs::copy("/bin/busybox", &busybox).expect("busybox-static is installed");
     }
-    for applet in ["sh", "sleep", "cat", "echo", "seq", "stty", "tty", "tail", "head", "kill"] {
+    for applet in ["sh", "sleep", "cat", "echo", "seq", "stty", "tty", "tail", "head", "kill", "setsid", "dd"]
+    {
         std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
     }
 }
