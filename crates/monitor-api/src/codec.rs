@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn a_message_survives_the_journey() {
-        let request = Request::Hello { version: crate::VERSION };
+        let request = Request::Hello { version: crate::VERSION, oldest: 1 };
         let bytes = encode(7, &request).unwrap();
         assert_eq!(decode::<Request>(&bytes).unwrap(), Envelope { seq: 7, body: request });
     }

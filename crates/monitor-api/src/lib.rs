@@ -5,8 +5,9 @@
 //! with one [`Reply`] of the same `seq`, in any order, and sends [`Event`]s with `seq` 0 to every connection.
 //!
 //! A monitor outlives the daemon that spawned it, upgrades included, so the protocol only grows: unknown fields are
-//! ignored, new fields have defaults, an unknown request is refused as [`RefusalKind::Unsupported`] and an unknown event is
-//! skipped. What is announced in an [`Event`] or [`Reply`] is on disk already.
+//! ignored, new fields have defaults, an unknown request is refused as [`RefusalKind::Unsupported`], an unknown reply fails the
+//! one call that it answers, and an unknown event is skipped. Should that not be enough one day, the two agree on a version when they
+//! greet ([`Versions`]). `tests/corpus` holds messages as they were recorded; all of them are understood for ever. What is announced in an [`Event`] or [`Reply`] is on disk already.
 //!
 //! * [`message`] — the types, [`codec`] — bytes to types and back;
 //! * `client` (feature `client`) — the daemon's side: the traits `Monitor` and `Monitors` and their real form;
@@ -14,6 +15,7 @@
 
 pub mod codec;
 pub mod message;
+mod versions;
 
 #[cfg(feature = "client")]
 pub mod client;
@@ -34,8 +36,7 @@ pub use message::{
 
 use std::time::Duration;
 
-/// The protocol's version. It only moves when old and new could misunderstand each other in spite of the rules above.
-pub const VERSION: u32 = 1;
+pub use versions::{VERSION, Versions};
 
 /// How long the monitor lets the runtime take for `start`.
 pub const START_TIMEOUT: Duration = Duration::from_secs(60);

@@ -20,8 +20,11 @@ pub struct Envelope<T> {
 pub enum Request {
     /// The first message of a connection.
     Hello {
-        /// The daemon's [`crate::VERSION`].
+        /// The newest version that the daemon understands.
         version: u32,
+        /// The oldest.
+        #[serde(default = "first_version")]
+        oldest: u32,
     },
     /// Makes a container up to the point where its init waits for start.
     Create(Box<CreateRequest>),
@@ -73,6 +76,10 @@ pub enum Request {
     List,
     /// Ends the monitor when it has no container; refused as invalid state otherwise.
     Shutdown,
+}
+
+fn first_version() -> u32 {
+    1
 }
 
 /// How to make a container.
@@ -164,7 +171,7 @@ pub struct ExecRequest {
 pub enum Reply {
     /// To [`Request::Hello`].
     Hello {
-        /// The monitor's [`crate::VERSION`].
+        /// The version to speak: the newest that both understand.
         version: u32,
         /// The monitor's process id.
         pid: i32,

@@ -19,8 +19,10 @@ use types::{ContainerId, ExecId, SandboxId, Timestamp};
 use super::{CALL_SLACK, Connection, Created, EVENT_QUEUE, Monitor, QUICK_CALL, StartedExec};
 use crate::codec::{self, MESSAGE_LIMIT};
 use crate::error::MonitorError;
-use crate::message::{ContainerState, CreateRequest, Event, ExecRequest, Reply, Request};
-use crate::{DELETE_TIMEOUT, START_TIMEOUT, VERSION};
+use crate::message::{
+    ContainerState, CreateRequest, Event, ExecRequest, Refusal, RefusalKind, Reply, Request,
+};
+use crate::{DELETE_TIMEOUT, START_TIMEOUT, Versions};
 
 type Answer = (Reply, Vec<OwnedFd>);
 type Socket = AsyncFd<OwnedFd>;
@@ -121,18 +123,25 @@ fn dispatch(bytes: &[u8], fds: Vec<OwnedFd>, pending: &Pending, events: &mpsc::S
         let Ok(event) = codec::decode::<Event>(bytes) else { return true };
         return !matches!(events.try_send(event.body), Err(mpsc::error::TrySendError::Full(_)));
     }
-    let Ok(reply) = codec::decode::<Reply>(bytes) else { return false };
+    // An answer of a kind that only a newer monitor knows fails the one call.
+    let reply = codec::decode::<Reply>(bytes).map_or_else(
+        |error| Reply::Refused(Refusal::new(RefusalKind::Unknown, types::error::chain(&error))),
+        |envelope| envelope.body,
+    );
     if let Some(waiting) = pending.take(seq) {
         // A caller that has gone takes its answer, and the descriptors in it, with it.
-        drop(waiting.send((reply.body, fds)));
+        drop(waiting.send((reply, fds)));
     }
     true
 }
 
 impl Link {
     async fn greet(&self, expected: &SandboxId) -> Result<i32, MonitorError> {
-        match self.ask("hello", QUICK_CALL, &Request::Hello { version: VERSION }, &[]).await?.0 {
-            Reply::Hello { version: VERSION, pid, sandbox } if sandbox == *expected => Ok(pid),
+        let ours = Versions::OURS;
+        let hello = Request::Hello { version: ours.newest, oldest: ours.oldest };
+        let speaks = |version| ours.agree(Versions { oldest: version, newest: version }).is_some();
+        match self.ask("hello", QUICK_CALL, &hello, &[]).await?.0 {
+            Reply::Hello { version, pid, sandbox } if speaks(version) && sandbox == *expected => Ok(pid),
             Reply::Hello { version, sandbox, .. } => Err(MonitorError::Foreign(format!(
                 "it serves sandbox {sandbox} with protocol version {version}"
             ))),
