@@ -12,13 +12,15 @@ pub(crate) enum Command {
     Launch(Launch),
 }
 
-/// `serve --sandbox ID --socket PATH --pid-file PATH`, with the listening socket as stdin.
+/// `serve --sandbox ID --socket PATH --pid-file PATH [--cgroup DIR]…`, with the listening socket as stdin.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Serve {
     pub(crate) sandbox: SandboxId,
     /// Where the socket is bound, to be removed at the end.
     pub(crate) socket: PathBuf,
     pub(crate) pid_file: PathBuf,
+    /// The monitor's own cgroups, one for each hierarchy; its starter's, without.
+    pub(crate) cgroups: Vec<PathBuf>,
 }
 
 /// `launch --log PATH --target DIR --lower DIR… [--upper DIR --work DIR] [--readonly yes] -- PROGRAM ARG…`
@@ -66,7 +68,7 @@ pub(crate) fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Command,
 }
 
 fn parse_serve(mut args: impl Iterator<Item = OsString>) -> Result<Serve, String> {
-    let (mut sandbox, mut socket, mut pid_file) = (None, None, None);
+    let (mut sandbox, mut socket, mut pid_file, mut cgroups) = (None, None, None, Vec::new());
     while let Some(name) = args.next() {
         let value = value_of(&name, args.next())?;
         match name.to_str() {
@@ -76,11 +78,12 @@ fn parse_serve(mut args: impl Iterator<Item = OsString>) -> Result<Serve, String
             }
             Some("--socket") => socket = Some(value.into()),
             Some("--pid-file") => pid_file = Some(value.into()),
+            Some("--cgroup") => cgroups.push(value.into()),
             _ => return Err(unknown(&name)),
         }
     }
     match (sandbox, socket, pid_file) {
-        (Some(sandbox), Some(socket), Some(pid_file)) => Ok(Serve { sandbox, socket, pid_file }),
+        (Some(sandbox), Some(socket), Some(pid_file)) => Ok(Serve { sandbox, socket, pid_file, cgroups }),
         _ => Err("serve needs --sandbox, --socket and --pid-file".to_owned()),
     }
 }
@@ -141,6 +144,10 @@ mod tests {
         let id = "ab".repeat(32);
         let all = format!("serve --sandbox {id} --socket /s --pid-file /p");
         assert!(matches!(parse_words(&all), Ok(Command::Serve(serve)) if serve.sandbox.as_str() == id));
+        let placed = parse_words(&format!("{all} --cgroup /a --cgroup /b"));
+        assert!(
+            matches!(placed, Ok(Command::Serve(serve)) if serve.cgroups == [PathBuf::from("/a"), "/b".into()])
+        );
         for bad in [
             "",
             "dance",

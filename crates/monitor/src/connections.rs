@@ -15,6 +15,8 @@ use crate::report;
 
 /// Bytes that may wait in one connection's queue.
 const QUEUE_LIMIT: usize = 512 * 1024;
+/// Connections at a time: far more than daemons, far fewer than descriptors.
+const CONNECTIONS: usize = 64;
 /// Descriptors that may wait with them.
 const QUEUED_FDS: usize = 16;
 
@@ -47,8 +49,11 @@ pub(crate) struct Connections {
 }
 
 impl Connections {
-    /// Takes a connected, non-blocking socket in.
+    /// Takes a connected, non-blocking socket in, unless there are too many.
     pub(crate) fn add(&mut self, socket: OwnedFd, poller: &Poller) -> io::Result<()> {
+        if self.open.len() >= CONNECTIONS {
+            return Err(io::Error::new(io::ErrorKind::QuotaExceeded, "there are too many"));
+        }
         self.next = self.next.wrapping_add(1);
         poller.add(&socket, Source::Connection(self.next))?;
         self.open.insert(self.next, Connection { socket, queue: VecDeque::new(), queued: 0 });
@@ -186,6 +191,20 @@ mod tests {
         }
         assert!(connections.is_open(2));
         assert_eq!(connections.take_closed(), [1]);
+    }
+
+    #[test]
+    fn there_is_an_end_to_connections_and_room_again_when_one_closes() {
+        let poller = Poller::new().unwrap();
+        let mut connections = Connections::default();
+        let pairs: Vec<_> = (0..=CONNECTIONS).map(|_| pair()).collect();
+        let mut added = 0;
+        for (ours, _) in &pairs {
+            added += usize::from(connections.add(ours.try_clone().unwrap(), &poller).is_ok());
+        }
+        assert_eq!(added, CONNECTIONS);
+        connections.close(1);
+        connections.add(pair().0, &poller).unwrap();
     }
 
     #[test]

@@ -20,6 +20,8 @@ mod exit;
 mod job;
 mod launch;
 mod lifecycle;
+mod listener;
+mod place;
 mod poller;
 mod report;
 mod server;

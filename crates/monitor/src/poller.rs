@@ -81,6 +81,11 @@ impl Poller {
         Ok(epoll::add(&self.0, fd, source.to_data(), EventFlags::PRI)?)
     }
 
+    /// Watches no longer.
+    pub(crate) fn remove(&self, fd: impl AsFd) -> io::Result<()> {
+        Ok(epoll::delete(&self.0, fd)?)
+    }
+
     /// Watches for room to write too, or no longer.
     pub(crate) fn want_room(&self, fd: impl AsFd, source: Source, wanted: bool) -> io::Result<()> {
         let flags = if wanted { EventFlags::IN | EventFlags::OUT } else { EventFlags::IN };

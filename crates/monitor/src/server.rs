@@ -11,8 +11,7 @@ use std::time::{Duration, Instant};
 
 use crilog::Stream;
 use monitor_api::codec::{self, MESSAGE_LIMIT};
-use monitor_api::{Refusal, RefusalKind, Reply, Request, VERSION};
-use rustix::net::SocketFlags;
+use monitor_api::{Refusal, RefusalKind, Reply, Request, Versions};
 use sys::signals::{self, Signals};
 use types::{ContainerId, ExecId, SandboxId, Timestamp};
 
@@ -23,7 +22,10 @@ use crate::container::{Container, End, Stage};
 use crate::exec::{Ending, Exec};
 use crate::exec_group::Group;
 use crate::job::{Job, Jobs, Killed, Purpose};
+use crate::listener::Listener;
+use crate::place;
 use crate::poller::{Poller, Ready, Source};
+use crate::report;
 use crate::stdio::Pumped;
 
 /// A reply; `None` when it comes later.
@@ -36,6 +38,9 @@ const ROUNDS: u32 = 4;
 /// were written to take memory.
 const BUFFER_LEN: usize = 160 * 1024;
 
+/// After a turn that failed.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Everything.
 #[derive(Debug)]
 pub(crate) struct Monitor {
@@ -43,7 +48,7 @@ pub(crate) struct Monitor {
     files: [PathBuf; 2],
     pub(crate) poller: Poller,
     signals: Signals,
-    listener: OwnedFd,
+    listener: Listener,
     pub(crate) connections: Connections,
     pub(crate) containers: BTreeMap<ContainerId, Container>,
     pub(crate) execs: BTreeMap<ExecId, Exec>,
@@ -69,7 +74,11 @@ pub(crate) struct Monitor {
 pub(crate) fn run(serve: Serve) -> io::Result<()> {
     let mut monitor = Monitor::new(serve)?;
     while !monitor.finished {
-        monitor.turn()?;
+        // A pod whose monitor has ended is lost, so nothing that goes wrong on the way is a reason to end.
+        if let Err(error) = monitor.turn() {
+            report::failure("the monitor goes on after", &error);
+            std::thread::sleep(PAUSE);
+        }
     }
     monitor.files.iter().for_each(|file| drop(std::fs::remove_file(file)));
     Ok(())
@@ -77,18 +86,19 @@ pub(crate) fn run(serve: Serve) -> io::Result<()> {
 
 impl Monitor {
     fn new(serve: Serve) -> io::Result<Self> {
+        place::enter_cgroups(&serve.cgroups);
+        place::ask_to_be_spared();
         sys::process::close_inherited_on_exec()?;
         // A session of its own: what ends the daemon's terminal or process group does not end the pod. It fails for a group's
         // leader, who has what is wanted already.
         rustix::process::setsid().ok();
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-        let listener = take_listener()?;
         sys::process::set_subreaper(true)?;
         let caught = [signals::CHILD, signals::TERMINATE, signals::INTERRUPT, signals::HANGUP];
         let signals = Signals::catch(&caught)?;
         let poller = Poller::new()?;
         poller.add(&signals, Source::Signals)?;
-        poller.add(&listener, Source::Listener)?;
+        let listener = Listener::take(&poller)?;
         write_pid_file(&serve)?;
         Ok(Self {
             sandbox: serve.sandbox,
@@ -132,7 +142,10 @@ impl Monitor {
     fn handle(&mut self, ready: Ready) -> io::Result<()> {
         match ready.source {
             Source::Signals => self.take_signals(),
-            Source::Listener => self.accept(),
+            Source::Listener => {
+                self.accept();
+                Ok(())
+            }
             Source::Connection(key) => {
                 if ready.writable {
                     self.connections.flush(&self.poller, key);
@@ -154,11 +167,10 @@ impl Monitor {
         }
     }
 
-    fn accept(&mut self) -> io::Result<()> {
-        match rustix::net::accept_with(&self.listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
-            Ok(socket) => self.connections.add(socket, &self.poller),
-            // It went away again, or there are no descriptors for it now; the next turn tries again.
-            Err(_) => Ok(()),
+    fn accept(&mut self) {
+        let Some(socket) = self.listener.accept(&self.poller) else { return };
+        if let Err(error) = self.connections.add(socket, &self.poller) {
+            report::failure("a connection is closed", &error);
         }
     }
 
@@ -184,7 +196,7 @@ impl Monitor {
 
     fn perform(&mut self, asker: Asker, request: Request, fds: Vec<OwnedFd>) -> Answer {
         match request {
-            Request::Hello { .. } => Ok(Some(self.greeting())),
+            Request::Hello { version, oldest } => self.greet(Versions { oldest, newest: version }),
             Request::Create(request) => self.create(asker, &request),
             Request::Start { container } => self.start(asker, &container),
             Request::Signal { container, signal, all } => self.signal(&container, signal, all),
@@ -202,8 +214,12 @@ impl Monitor {
         }
     }
 
-    fn greeting(&self) -> Reply {
-        Reply::Hello { version: VERSION, pid: own_pid(), sandbox: self.sandbox.clone() }
+    fn greet(&self, theirs: Versions) -> Answer {
+        let version = Versions::OURS.agree(theirs).ok_or_else(|| {
+            let message = format!("the pod's monitor speaks protocol {}, not {theirs}", Versions::OURS);
+            Refusal::new(RefusalKind::Unsupported, message)
+        })?;
+        Ok(Some(Reply::Hello { version, pid: own_pid(), sandbox: self.sandbox.clone() }))
     }
 
     fn shut_down(&mut self) -> Answer {
@@ -306,7 +322,8 @@ impl Monitor {
     fn next_deadline(&self) -> Option<Instant> {
         let jobs = self.jobs.values().filter(|job| job.killed.is_none()).map(|job| job.deadline);
         let looks = self.containers.values().filter_map(look_at);
-        jobs.chain(looks).chain(self.ending.iter().map(Ending::look)).min()
+        let endings = self.ending.iter().map(Ending::look);
+        jobs.chain(looks).chain(endings).chain(self.listener.deadline()).min()
     }
 
     fn meet_deadlines(&mut self, now: Instant) {
@@ -320,6 +337,7 @@ impl Monitor {
             self.advance_deletion(&id);
         }
         self.advance_endings(now);
+        self.listener.resume(&self.poller, now);
     }
 }
 
@@ -338,17 +356,6 @@ fn look_at(container: &Container) -> Option<Instant> {
 /// So that the wait does not end a fraction too early, only to wait again.
 fn round_up(limit: Duration) -> Duration {
     limit + Duration::from_micros(50)
-}
-
-/// The listening socket comes as stdin, which then becomes `/dev/null`.
-fn take_listener() -> io::Result<OwnedFd> {
-    let listener = rustix::io::fcntl_dupfd_cloexec(rustix::stdio::stdin(), 3)?;
-    if !rustix::net::sockopt::socket_acceptconn(&listener)? {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "stdin is not a listening socket"));
-    }
-    rustix::io::ioctl_fionbio(&listener, true)?;
-    rustix::stdio::dup2_stdin(std::fs::File::open("/dev/null")?)?;
-    Ok(listener)
 }
 
 fn write_pid_file(serve: &Serve) -> io::Result<()> {

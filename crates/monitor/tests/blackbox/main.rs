@@ -9,3 +9,4 @@ mod logs;
 mod memory;
 mod pod;
 mod recovery;
+mod strangers;
