@@ -81,7 +81,7 @@ async fn run(wishes: &Wishes) -> Result<bool> {
             Ok(report) => print!("{name}: kept, {:.0?}\n{report}", begun.elapsed()),
             Err(error) => {
                 good = false;
-                println!("{name}: BROKEN after {:.0?}: {error:?}", begun.elapsed());
+                println!("{name}: BROKEN after {:.0?}: {error:#}", begun.elapsed());
             }
         }
     }

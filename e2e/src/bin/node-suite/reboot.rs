@@ -8,6 +8,7 @@ use e2e::cri::{ContainerState, PodSandboxState};
 use e2e::{ContainerSpec, PodSpec, Result};
 use serde_json::{Value, json};
 
+use crate::host;
 use crate::leaks;
 use crate::runner::Verdict;
 use crate::world::{self, KEPT, Kind, World};
@@ -24,7 +25,7 @@ pub(crate) async fn before(world: &World) -> Result<Verdict> {
         let uid = pod.config.metadata.as_ref().map(|it| it.uid.clone()).unwrap_or_default();
         pods.push(json!({ "handler": handler, "uid": uid, "pod": pod_id, "container": id, "pid": cri.container_pid(&id).await? }));
     }
-    let note = json!({ "image": image, "reference": world.reference, "pods": pods });
+    let note = json!({ "time": host::now(), "image": image, "reference": world.reference, "pods": pods });
     std::fs::write(note_path(), note.to_string())?;
     Ok(Verdict::LeavesPods)
 }
@@ -37,6 +38,7 @@ pub(crate) async fn after(world: &World) -> Result<Verdict> {
     }
     let note: Value =
         serde_json::from_slice(&std::fs::read(note_path()).context("the note of the first boot")?)?;
+    came_down_quickly(note["time"].as_u64().unwrap_or_default()).await?;
     let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
     let pods = note["pods"].as_array().cloned().unwrap_or_default();
     // The registry has another port in each boot.
@@ -80,6 +82,20 @@ pub(crate) async fn after(world: &World) -> Result<Verdict> {
     }
     leaks::assert_none(world).await?;
     Ok(Verdict::Passed)
+}
+
+/// Nothing of a pod may make systemd wait at the shutdown, which it does for 90 s before it kills.
+async fn came_down_quickly(before: u64) -> Result {
+    let up = host::run("systemctl", &["show", "--property", "UserspaceTimestamp", "--value"]).await?;
+    let up: u64 = host::run("date", &["--date", up.trim(), "+%s"])
+        .await?
+        .trim()
+        .parse()
+        .context("when systemd began")?;
+    let gap = up.saturating_sub(before);
+    println!("    {gap} s from the last test before the reboot to systemd's start after it");
+    ensure!(gap < 85, "something has held up the shutdown: {gap} s");
+    Ok(())
 }
 
 /// The pod of the first boot at its next attempt.
