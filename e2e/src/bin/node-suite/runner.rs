@@ -21,8 +21,11 @@ pub(crate) struct Test {
     pub(crate) nodes: Nodes,
     /// The boot of the node in which it runs.
     pub(crate) boot: u32,
-    pub(crate) run: for<'a> fn(&'a World) -> Pin<Box<dyn Future<Output = Result<Verdict>> + 'a>>,
+    pub(crate) run: for<'a> fn(&'a World) -> Running<'a>,
 }
+
+/// A test under way.
+type Running<'a> = Pin<Box<dyn Future<Output = Result<Verdict>> + 'a>>;
 
 /// On which nodes a test makes sense.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

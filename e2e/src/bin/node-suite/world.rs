@@ -114,7 +114,7 @@ impl World {
 
     /// The id of the test image, which is pulled if need be.
     pub(crate) async fn image(&self, cri: &Cri) -> Result<String> {
-        Ok(cri.pull(&self.reference).await.context("pulling the test image")?)
+        cri.pull(&self.reference).await.context("pulling the test image")
     }
 
     /// A pod as the kubelet would ask for it under the systemd driver, with an identity of its own.
