@@ -52,6 +52,104 @@ async fn a_disk_without_room_costs_lines_but_never_blocks() {
     pod.finish().await;
 }
 
+/// The log's file system is full for a while: nobody waits, what is kept is in order, and the place of the rest is told.
+#[tokio::test]
+async fn a_file_system_that_was_full_costs_what_did_not_fit_and_no_more() {
+    let mut pod = Pod::new().await;
+    let mut plan =
+        pod.plan("seq 1 20000; echo full; while ! [ -e /go ]; do sleep 0.02; done; seq 20001 20100; exit 2");
+    let disk = pod.path("disk");
+    fs::create_dir(&disk).unwrap();
+    sys::mount::tmpfs(&disk, 256 << 10, 0o700).unwrap();
+    fs::write(disk.join("ballast"), [0; 64 << 10]).unwrap();
+    let log = disk.join("0.log");
+    plan.request.log = Some(log.clone());
+    let id = pod.run(&plan).await;
+    let monitor = pod.connection.monitor.clone();
+    let dropped = async || monitor.list().await.unwrap()[0].dropped_log_lines;
+    let all = async {
+        // The last line before the pause is among those that do not fit, so the count stands still when it is there.
+        let mut seen = (0, 0);
+        while seen.0 == 0 || seen.1 < 20 {
+            let now = dropped().await;
+            seen = if now == seen.0 { (now, seen.1 + 1) } else { (now, 0) };
+            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        }
+        seen.0
+    };
+    let missing = tokio::time::timeout(crate::pod::LIMIT, all).await.expect("the container is not held up");
+    fs::remove_file(disk.join("ballast")).unwrap();
+    let go = pod.process(&id, ": > /go");
+    pod.connection.monitor.exec(go, Vec::new()).await.unwrap();
+    let record = loop {
+        if let monitor_api::Event::Exited(record) = pod.event().await {
+            break record;
+        }
+    };
+    assert_eq!(record.exit_code, 2);
+    assert_eq!(dropped().await, missing, "the count stays known");
+    let text = fs::read(&log).unwrap();
+    let kept = 20001 - missing;
+    let expected = (1..=kept).chain(20001..=20100).map(|line| format!("{line}\n")).collect::<String>();
+    assert!(read_output(&text, Stream::Stdout).unwrap() == expected.as_bytes());
+    let notice = String::from_utf8(read_output(&text, Stream::Stderr).unwrap()).unwrap();
+    assert!(notice.starts_with(&format!("crimson: {missing} log lines are missing here: ")), "{notice}");
+    sys::mount::unmount(&disk).unwrap();
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn rotation_in_a_flood_loses_doubles_and_reorders_nothing() {
+    let mut pod = Pod::new().await;
+    let plan = pod.plan("seq 1 150000");
+    let id = pod.run(&plan).await;
+    let log = plan.request.log.clone().unwrap();
+    let mut parts = Vec::new();
+    let mut reopened = 0;
+    while pod.connection.monitor.list().await.unwrap()[0].phase != monitor_api::Phase::Exited {
+        let old = log.with_extension(format!("{:04}", parts.len()));
+        fs::rename(&log, &old).unwrap();
+        match pod.connection.monitor.reopen_log(&id).await {
+            Ok(()) => reopened += 1,
+            // It ended meanwhile, and kubelet renames back.
+            Err(_) => fs::rename(&old, &log).unwrap(),
+        }
+        if old.is_file() {
+            parts.push(old);
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert!(reopened > 2, "reopened {reopened} times only");
+    parts.push(log);
+    let text: Vec<u8> = parts.iter().flat_map(|part| fs::read(part).unwrap()).collect();
+    let expected: String = (1..=150_000).map(|line| format!("{line}\n")).collect();
+    assert!(read_output(&text, Stream::Stdout).unwrap() == expected.as_bytes());
+    assert_eq!(pod.exit().await.exit_code, 0);
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn a_log_directory_that_is_removed_comes_back_with_the_next_rotation() {
+    let mut pod = Pod::new().await;
+    let mut plan = pod
+        .plan("trap 'echo two' USR1; trap 'echo three; exit 0' USR2; echo one; while :; do sleep 0.05; done");
+    let (dir, log) = (pod.path("logs"), pod.path("logs/0.log"));
+    fs::create_dir(&dir).unwrap();
+    plan.request.log = Some(log.clone());
+    let id = pod.run(&plan).await;
+    Pod::wait_printed(&plan, "one").await;
+    fs::remove_dir_all(&dir).unwrap();
+    pod.connection.monitor.signal(&id, 10, false).await.unwrap();
+    let refused = pod.connection.monitor.reopen_log(&id).await.unwrap_err();
+    assert_eq!(refused.refusal(), Some(monitor_api::RefusalKind::Io));
+    fs::create_dir(&dir).unwrap();
+    pod.connection.monitor.reopen_log(&id).await.unwrap();
+    pod.connection.monitor.signal(&id, 12, false).await.unwrap();
+    pod.exit().await;
+    assert!(Pod::printed(&plan, Stream::Stdout).ends_with("three\n"));
+    pod.finish().await;
+}
+
 #[tokio::test]
 async fn a_container_without_a_log_is_read_all_the_same() {
     let mut pod = Pod::new().await;

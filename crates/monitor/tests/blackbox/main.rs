@@ -7,6 +7,7 @@ mod failures;
 mod lifecycle;
 mod logs;
 mod memory;
+mod oom;
 mod pod;
 mod recovery;
 mod strangers;

@@ -30,6 +30,13 @@ pub(crate) fn shipped_monitor() -> Option<PathBuf> {
     std::env::var_os("CRIMSON_MONITOR").map(|path| fs::canonicalize(path).expect("CRIMSON_MONITOR is a file"))
 }
 
+/// runc, or what `CRIMSON_RUNTIME` names.
+fn runtime() -> PathBuf {
+    let named = std::env::var_os("CRIMSON_RUNTIME").map(PathBuf::from);
+    let usual = ["/usr/bin/runc", "/usr/sbin/runc"].map(PathBuf::from);
+    named.into_iter().chain(usual).find(|path| path.is_file()).expect("runc is installed")
+}
+
 /// A container about to be made.
 pub(crate) struct Plan {
     pub(crate) request: CreateRequest,
@@ -49,9 +56,8 @@ impl Pod {
         let sandbox = SandboxId::from_random(sys::random::bytes());
         let connection = monitors.spawn(&sandbox).await.unwrap();
         let name = format!("crimson-monitor-test-{}", sandbox.short());
-        let runtime =
-            ["/usr/bin/runc", "/usr/sbin/runc"].iter().map(PathBuf::from).find(|path| path.is_file());
-        Self { dir, sandbox, monitors, connection, runtime: runtime.unwrap(), name, containers: 0 }
+        let runtime = runtime();
+        Self { dir, sandbox, monitors, connection, runtime, name, containers: 0 }
     }
 
     pub(crate) fn path(&self, relative: &str) -> PathBuf {
@@ -186,7 +192,8 @@ impl Pod {
         groups.filter(|dir| dir.to_str().unwrap().contains("crimson-exec-")).collect()
     }
 
-    fn cgroups(&self) -> Vec<PathBuf> {
+    /// The cgroup of the containers' cgroups, in each hierarchy.
+    pub(crate) fn cgroups(&self) -> Vec<PathBuf> {
         let mounts =
             sys::mount::list().unwrap().into_iter().filter(|mount| mount.fstype.starts_with("cgroup"));
         let dirs = mounts.map(|mount| mount.mount_point.join(&self.name));
