@@ -226,14 +226,12 @@ async fn free(
         if cgroups.directories(cgroup).is_empty() {
             return;
         }
-    } else {
-        let (killer, killed) = (Arc::clone(cgroups), cgroup.to_owned());
-        match blocking(move || Ok(killer.kill_all(&killed)?)).await {
-            Ok(()) => forget_scope(shared, cgroup).await,
-            Err(error) => {
-                super::actor::log_dropped("processes could not be killed without their monitor", &error);
-            }
-        }
+    }
+    // On v1 an OCI runtime that is killed in the middle of a start may leave a process frozen, which only this can end.
+    let (killer, killed) = (Arc::clone(cgroups), cgroup.to_owned());
+    match blocking(move || Ok(killer.kill_all(&killed)?)).await {
+        Ok(()) => forget_scope(shared, cgroup).await,
+        Err(error) => super::actor::log_dropped("a container's processes could not be killed", &error),
     }
     let (cgroups, cgroup) = (Arc::clone(cgroups), cgroup.to_owned());
     let state = shared.layout().runtime_root(handler).join(id.as_str());
