@@ -16,7 +16,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 use types::{ContainerId, ExecId, SandboxId, Timestamp};
 
-pub use process::ProcessMonitors;
+pub use process::{PlacedMonitors, ProcessMonitors};
 
 use crate::error::MonitorError;
 use crate::message::{ContainerState, CreateRequest, Event, ExecRequest};

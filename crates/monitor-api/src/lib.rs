@@ -25,7 +25,7 @@ mod error;
 pub mod fake;
 
 #[cfg(feature = "client")]
-pub use client::{Connection, Created, Monitor, Monitors, ProcessMonitors, StartedExec};
+pub use client::{Connection, Created, Monitor, Monitors, PlacedMonitors, ProcessMonitors, StartedExec};
 pub use codec::{CodecError, MESSAGE_LIMIT};
 #[cfg(feature = "client")]
 pub use error::MonitorError;

@@ -5,6 +5,7 @@
 //! stdin: a connection made right away waits in the backlog, so nothing polls for readiness, and a refused connection
 //! proves that no monitor is alive. The monitor puts itself into a session of its own and ignores what kills the daemon.
 
+use std::ffi::OsStr;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -33,12 +34,44 @@ pub struct ProcessMonitors {
     pub state_dir: PathBuf,
 }
 
+/// [`ProcessMonitors`] whose new monitors begin by moving into cgroups of their own, so that neither the daemon's service nor
+/// the pod is charged for them.
+#[derive(Debug, Clone)]
+pub struct PlacedMonitors {
+    monitors: ProcessMonitors,
+    cgroups: Vec<PathBuf>,
+}
+
 impl ProcessMonitors {
+    /// New monitors enter these cgroups, one directory for each hierarchy, before they do anything else. The directories must
+    /// exist; one that cannot be entered is named in the monitor's log, and the monitor stays in ours.
+    #[must_use]
+    pub fn in_cgroups(self, cgroups: Vec<PathBuf>) -> PlacedMonitors {
+        PlacedMonitors { monitors: self, cgroups }
+    }
+
+    async fn spawn_in(&self, sandbox: &SandboxId, cgroups: &[PathBuf]) -> Result<Connection, MonitorError> {
+        if let Some(connection) = self.connect(sandbox).await? {
+            return Ok(connection);
+        }
+        let dir = self.pod_dir(sandbox);
+        let listener = listen(&dir).map_err(|source| MonitorError::Prepare { path: dir.clone(), source })?;
+        self.start_process(sandbox, &dir, cgroups, listener)?;
+        let socket = connect(&dir).map_err(MonitorError::Socket)?.ok_or(MonitorError::Lost)?;
+        establish(socket, sandbox).await
+    }
+
     fn pod_dir(&self, sandbox: &SandboxId) -> PathBuf {
         self.state_dir.join("pods").join(sandbox.as_str())
     }
 
-    fn start_process(&self, sandbox: &SandboxId, dir: &Path, listener: OwnedFd) -> Result<(), MonitorError> {
+    fn start_process(
+        &self,
+        sandbox: &SandboxId,
+        dir: &Path,
+        cgroups: &[PathBuf],
+        listener: OwnedFd,
+    ) -> Result<(), MonitorError> {
         let failed = |source| MonitorError::Spawn { program: self.binary.clone(), source };
         let log = open_log(&dir.join("monitor.log"))?;
         // A monitor outlives us, and with it every descriptor that it would inherit: a listening socket from systemd for one.
@@ -50,6 +83,7 @@ impl ProcessMonitors {
             .arg(dir.join("monitor.sock"))
             .arg("--pid-file")
             .arg(dir.join("monitor.pid"))
+            .args(cgroups.iter().flat_map(|dir| [OsStr::new("--cgroup"), dir.as_os_str()]))
             .current_dir("/")
             .env_clear()
             .envs(std::env::var_os("PATH").map(|path| ("PATH", path)))
@@ -67,14 +101,7 @@ impl ProcessMonitors {
 #[async_trait]
 impl Monitors for ProcessMonitors {
     async fn spawn(&self, sandbox: &SandboxId) -> Result<Connection, MonitorError> {
-        if let Some(connection) = self.connect(sandbox).await? {
-            return Ok(connection);
-        }
-        let dir = self.pod_dir(sandbox);
-        let listener = listen(&dir).map_err(|source| MonitorError::Prepare { path: dir.clone(), source })?;
-        self.start_process(sandbox, &dir, listener)?;
-        let socket = connect(&dir).map_err(MonitorError::Socket)?.ok_or(MonitorError::Lost)?;
-        establish(socket, sandbox).await
+        self.spawn_in(sandbox, &[]).await
     }
 
     async fn connect(&self, sandbox: &SandboxId) -> Result<Option<Connection>, MonitorError> {
@@ -82,6 +109,17 @@ impl Monitors for ProcessMonitors {
             Some(socket) => establish(socket, sandbox).await.map(Some),
             None => Ok(None),
         }
+    }
+}
+
+#[async_trait]
+impl Monitors for PlacedMonitors {
+    async fn spawn(&self, sandbox: &SandboxId) -> Result<Connection, MonitorError> {
+        self.monitors.spawn_in(sandbox, &self.cgroups).await
+    }
+
+    async fn connect(&self, sandbox: &SandboxId) -> Result<Option<Connection>, MonitorError> {
+        self.monitors.connect(sandbox).await
     }
 }
 

@@ -8,6 +8,10 @@ use crate::pod::{Pod, shipped_monitor};
 /// The budget of monitor and pause together is 0.35 MiB; pause takes up to 16 KiB of it.
 const BUDGET_KIB: u64 = 342;
 
+/// What it was when this was last measured (2026-11, x86-64, glibc 2.36), and by how much that may grow unnoticed.
+const RECORDED_KIB: u64 = 240;
+const HEADROOM_KIB: u64 = 36;
+
 /// An unoptimised program, alone on its node, still tells whether something grows without reason.
 const UNOPTIMISED_KIB: u64 = 6 * 1024;
 
@@ -40,7 +44,8 @@ async fn an_idle_monitor_with_two_containers_is_small() {
     println!("monitor: {pss} KiB PSS with two containers, {begin} KiB when it begins");
     let smaps = fs::read_to_string(format!("/proc/{}/smaps", pod.connection.pid)).unwrap();
     println!("{}", table(&smaps));
-    assert!(pss <= if shipped { BUDGET_KIB } else { UNOPTIMISED_KIB }, "{pss} KiB");
+    let limit = if shipped { BUDGET_KIB.min(RECORDED_KIB + HEADROOM_KIB) } else { UNOPTIMISED_KIB };
+    assert!(pss <= limit, "{pss} KiB, {limit} were allowed");
     pod.finish().await;
     for pod in neighbours {
         pod.finish().await;

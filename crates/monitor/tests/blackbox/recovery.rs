@@ -87,3 +87,26 @@ async fn a_monitor_is_alone_in_its_session_and_keeps_no_descriptor_of_ours() {
     assert!(targets.len() <= 8, "{targets:?}");
     pod.finish().await;
 }
+
+#[tokio::test]
+async fn a_monitor_can_begin_in_a_cgroup_of_its_own() {
+    let pod = Pod::new().await;
+    let mounts = sys::mount::list().unwrap();
+    let fits = |mount: &&sys::mount::MountEntry| {
+        mount.fstype == "cgroup2" || mount.options.split(',').any(|option| option == "freezer")
+    };
+    let sandbox = types::SandboxId::from_random(sys::random::bytes());
+    let name = format!("crimson-monitor-test-{}-own", sandbox.short());
+    let dir = mounts.iter().find(fits).unwrap().mount_point.join(&name);
+    fs::create_dir(&dir).unwrap();
+    let placed = pod.monitors.clone().in_cgroups(vec!["/no/such/cgroup".into(), dir.clone()]);
+    let connection = placed.spawn(&sandbox).await.unwrap();
+    let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", connection.pid)).unwrap();
+    assert!(cgroups.lines().any(|line| line.ends_with(&format!("/{name}"))), "{cgroups}");
+    let log = pod.path("state/pods").join(sandbox.as_str()).join("monitor.log");
+    assert!(fs::read_to_string(log).unwrap().contains("/no/such/cgroup"));
+    assert_eq!(placed.connect(&sandbox).await.unwrap().unwrap().pid, connection.pid);
+    connection.monitor.shutdown().await.unwrap();
+    wait_until("its cgroup is empty", || fs::remove_dir(&dir).is_ok()).await;
+    pod.finish().await;
+}
