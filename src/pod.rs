@@ -52,6 +52,9 @@ use self::shared::{Directory, Shared};
 pub use self::shared::{Drivers, Handler, Settings};
 use self::view::{ContainerView, PodView, SandboxView};
 
+/// How many pods of one identity that are just leaving a request passes by before it gives up.
+const ATTEMPTS: usize = 8;
+
 /// All pods of this node. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Pods {
@@ -103,23 +106,29 @@ impl Pods {
     /// # Errors
     /// When the request is refused or a step fails; everything has been undone then.
     pub async fn run_sandbox(&self, request: SandboxRequest) -> Result<SandboxId, SharedError> {
-        let key = request.key().clone();
-        let handle = {
-            let mut directory = self.shared.directory();
-            let known = directory.keys.get(&key).and_then(|id| directory.sandboxes.get(id));
-            match known.cloned() {
-                Some(handle) => handle,
-                None => {
-                    let record = run_sandbox::intend(&self.shared, request).map_err(Arc::new)?;
-                    let id = record.id.clone();
-                    let handle = Actor::spawn_new(&self.shared, record);
-                    directory.keys.insert(key, id.clone());
-                    directory.sandboxes.insert(id, handle.clone());
-                    handle
-                }
+        // Who asks at the moment at which another's attempt fails, or a removal ends, finds a pod that is just leaving.
+        for _ in 0..ATTEMPTS {
+            let handle = self.known_or_new(request.clone())?;
+            if let Some(outcome) = handle.call(Message::Run).await {
+                return outcome;
             }
-        };
-        handle.call(Message::Run).await.unwrap_or_else(|| Err(Arc::new(PodError::ShuttingDown)))
+        }
+        Err(Arc::new(PodError::ShuttingDown))
+    }
+
+    fn known_or_new(&self, request: SandboxRequest) -> Result<PodHandle, SharedError> {
+        let key = request.key().clone();
+        let mut directory = self.shared.directory();
+        let known = directory.keys.get(&key).and_then(|id| directory.sandboxes.get(id));
+        if let Some(handle) = known {
+            return Ok(handle.clone());
+        }
+        let record = run_sandbox::intend(&self.shared, request).map_err(Arc::new)?;
+        let id = record.id.clone();
+        let handle = Actor::spawn_new(&self.shared, record);
+        directory.keys.insert(key, id.clone());
+        directory.sandboxes.insert(id, handle.clone());
+        Ok(handle)
     }
 
     /// Stops a sandbox; one that is not known is stopped.

@@ -9,7 +9,7 @@ pub(super) mod exits;
 mod sandbox;
 mod updates;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -133,6 +133,8 @@ pub(super) struct ContainerCell {
     pub(super) starting: Vec<Reply<()>>,
     pub(super) stopping: Vec<Reply<()>>,
     pub(super) removing: Vec<Reply<()>>,
+    /// How its start ended, when nobody was there any more to hear it: the answer to the next who asks.
+    pub(super) unheard: Option<Result<(), SharedError>>,
     /// Its limits are being changed: for whom.
     pub(super) updating: Option<Reply<()>>,
 }
@@ -146,6 +148,7 @@ impl ContainerCell {
             starting: Vec::new(),
             stopping: Vec::new(),
             removing: Vec::new(),
+            unheard: None,
             updating: None,
         }
     }
@@ -172,22 +175,36 @@ pub(super) struct Actor {
 pub(super) struct Recovered {
     pub(super) record: SandboxRecord,
     pub(super) containers: Vec<ContainerRecord>,
+    /// Those of the containers whose start the earlier server has told nobody of.
+    pub(super) unheard: BTreeSet<ContainerId>,
     pub(super) connection: Option<Connection>,
+}
+
+impl Recovered {
+    fn cells(&mut self) -> BTreeMap<ContainerId, ContainerCell> {
+        let unheard = &self.unheard;
+        let cell = |record: ContainerRecord| {
+            let id = record.id.clone();
+            let outcome = unheard.contains(&id).then_some(Ok(()));
+            (id, ContainerCell { unheard: outcome, ..ContainerCell::new(record) })
+        };
+        std::mem::take(&mut self.containers).into_iter().map(cell).collect()
+    }
 }
 
 impl Actor {
     /// Starts the task of a sandbox about to be made.
     pub(super) fn spawn_new(shared: &Arc<Shared>, record: SandboxRecord) -> PodHandle {
-        Self::spawn(shared, Recovered { record, containers: Vec::new(), connection: None })
+        let (containers, unheard) = (Vec::new(), BTreeSet::new());
+        Self::spawn(shared, Recovered { record, containers, unheard, connection: None })
     }
 
     /// Starts the task of a sandbox that has been found on disk.
-    pub(super) fn spawn(shared: &Arc<Shared>, found: Recovered) -> PodHandle {
+    pub(super) fn spawn(shared: &Arc<Shared>, mut found: Recovered) -> PodHandle {
         let (outbox, inbox) = mpsc::channel(QUEUE);
         let (view, watcher) = watch::channel(Arc::new(PodView { sandbox: None, containers: Vec::new() }));
         let id = found.record.id.clone();
-        let containers =
-            found.containers.into_iter().map(|record| (record.id.clone(), ContainerCell::new(record)));
+        let containers = found.cells();
         let mut actor = Self {
             shared: Arc::clone(shared),
             id,
@@ -199,7 +216,7 @@ impl Actor {
                 stopping: Vec::new(),
                 removing: Vec::new(),
             },
-            containers: containers.collect(),
+            containers,
             monitor: None,
             execs: HashMap::new(),
             deferred: Vec::new(),
@@ -352,12 +369,13 @@ impl Actor {
     }
 }
 
-/// Gives one outcome to all who wait for it.
-pub(super) fn answer<T: Clone>(waiters: &mut Vec<Reply<T>>, outcome: &Result<T, SharedError>) {
+/// Gives one outcome to all who wait for it; says whether anybody did.
+pub(super) fn answer<T: Clone>(waiters: &mut Vec<Reply<T>>, outcome: &Result<T, SharedError>) -> bool {
+    let mut heard = false;
     for waiter in waiters.drain(..) {
-        // A caller that has left is no concern of ours.
-        drop(waiter.send(outcome.clone()));
+        heard |= waiter.send(outcome.clone()).is_ok();
     }
+    heard
 }
 
 /// What a driver said, when no step is at hand.

@@ -129,17 +129,21 @@ impl Pods {
             record.pause_pid = None;
             save(record.save(shared.layout()).await);
         }
-        let mut kept = Vec::new();
+        let (mut kept, mut unheard) = (Vec::new(), BTreeSet::new());
         for container in containers {
             let seen = known.get(&container.id).cloned();
+            let not_told = !container.started_at.is_set();
             if let Some(container) = settle(shared, &record, container, seen, connection.as_ref()).await {
+                if not_told && container.started_at.is_set() {
+                    unheard.insert(container.id.clone());
+                }
                 kept.push(container);
             }
         }
         let found = Recovery { sandboxes: 1, containers: kept.len(), ..Recovery::default() };
         let (id, key) = (record.id.clone(), record.request.key().clone());
         let ids = kept.iter().map(|container| container.id.clone()).collect();
-        let handle = Actor::spawn(shared, Recovered { record, containers: kept, connection });
+        let handle = Actor::spawn(shared, Recovered { record, containers: kept, unheard, connection });
         shared.directory().enter(id, key, ids, handle.clone());
         if was_stopping {
             let (nobody, _) = tokio::sync::oneshot::channel();

@@ -20,6 +20,7 @@ use super::host::fake::FakeHost;
 use super::view::{ContainerState, SandboxState};
 use super::{Drivers, Handler, Layout, PodError, Pods, Settings};
 
+mod retries;
 mod update;
 
 const IMAGE: &str = "example.test/app:1";

@@ -102,6 +102,10 @@ impl Actor {
         if cell.updating.is_some() {
             return self.deferred.push(Message::Start(id, reply));
         }
+        if let Some(outcome) = cell.unheard.take() {
+            cell.unheard = reply.send(outcome).err();
+            return;
+        }
         let phase = cell.record.phase;
         let object = cell.record.display();
         let refusal = || PodError::WrongState { object, state: phase.word(), verb: "start" };
@@ -140,7 +144,10 @@ impl Actor {
             self.record_exit(id, exit).await;
         }
         self.publish();
-        answer(&mut waiters, &outcome);
+        let heard = answer(&mut waiters, &outcome);
+        if let Some(cell) = self.containers.get_mut(id).filter(|_| !heard) {
+            cell.unheard = Some(outcome);
+        }
     }
 
     pub(super) fn on_stop(&mut self, id: ContainerId, grace: Duration, reply: Reply<()>) {
