@@ -50,15 +50,19 @@ macro_rules! methods {
 }
 
 impl Cri {
-    /// Connects to a unix socket.
+    /// Connects to a unix socket. No call of a test takes long: one that hangs becomes an error with the daemon's log beside it.
     pub async fn connect(socket: &Path) -> Result<Self> {
+        Self::connect_for(socket, crate::patience(CALL_LIMIT_SECONDS)).await
+    }
+
+    /// The same with another limit for each call.
+    pub async fn connect_for(socket: &Path, limit: std::time::Duration) -> Result<Self> {
         let path: PathBuf = socket.to_owned();
         let connector = tower::service_fn(move |_: Uri| {
             let path = path.clone();
             async move { Ok::<_, std::io::Error>(TokioIo::new(UnixStream::connect(path).await?)) }
         });
-        // No call of a test takes this long: one that hangs becomes an error with the daemon's log beside it.
-        let endpoint = Endpoint::try_from("http://localhost")?.timeout(crate::patience(CALL_LIMIT_SECONDS));
+        let endpoint = Endpoint::try_from("http://localhost")?.timeout(limit);
         let channel = endpoint.connect_with_connector(connector).await;
         let channel = channel.with_context(|| format!("connecting to {}", socket.display()))?;
         Ok(Self { channel, seen: Arc::default() })

@@ -13,6 +13,7 @@
 mod cgroups;
 mod client;
 mod configs;
+pub mod faulty;
 mod http;
 mod image;
 mod machine;
@@ -25,6 +26,7 @@ mod rescue;
 mod setting;
 mod snapshot;
 mod steps;
+pub mod trial;
 
 pub use client::{Cri, code_of, prefix_of};
 pub use configs::{ContainerSpec, PodSpec};

@@ -1,0 +1,206 @@
+//! Many ExecSync calls, of which a third leave children in the background.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, ensure};
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+use tonic::Code;
+
+use super::{Footprint, Report, Stage, together, until};
+use crate::cri::NamespaceMode;
+use crate::{ContainerSpec, Cri, PodSpec, Result, code_of, patience};
+
+/// The size of the trial.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// How many commands are run.
+    pub commands: usize,
+    /// How many at a time.
+    pub parallel: usize,
+    /// By how many KiB the daemon and a monitor may have grown in the end, compared with the state after a tenth.
+    pub growth_kib: u64,
+}
+
+/// Commands that end, that leave children which hold their output or do not, and that exceed their time.
+pub async fn run(plan: Plan) -> Result<Report> {
+    let stage = Stage::set("").await?;
+    let containers = Containers::start(&stage).await?;
+    let before = containers.look(&stage)?;
+    let begun = Instant::now();
+    let tenth = (plan.commands / 10).max(plan.parallel);
+    containers.run_commands(&stage, 0, tenth, plan.parallel).await?;
+    containers.settle(&stage, &before).await?;
+    let early = containers.look(&stage)?;
+    containers.run_commands(&stage, tenth, plan.commands, plan.parallel).await?;
+    let took = begun.elapsed();
+    containers.settle(&stage, &before).await?;
+    let late = containers.look(&stage)?;
+    let mut report = Report::default();
+    let grown = |late: Footprint, early: Footprint| late.resident_kib.saturating_sub(early.resident_kib);
+    report.note(format!(
+        "{} commands in {took:.1?}: no descriptor, process or file is left; threads of the daemon {} at first, {} after a tenth, {} in the end",
+        plan.commands, before.daemon.threads, early.daemon.threads, late.daemon.threads
+    ));
+    report.note(format!(
+        "resident: daemon {} KiB after a tenth, {} KiB in the end; monitor {} KiB, {} KiB",
+        early.daemon.resident_kib,
+        late.daemon.resident_kib,
+        early.monitor.resident_kib,
+        late.monitor.resident_kib
+    ));
+    ensure!(
+        grown(late.daemon, early.daemon) <= plan.growth_kib,
+        "the daemon's memory grows: {early:?} {late:?}"
+    );
+    ensure!(
+        grown(late.monitor, early.monitor) <= plan.growth_kib,
+        "the monitor's memory grows: {early:?} {late:?}"
+    );
+    stage.finish().await?;
+    Ok(report)
+}
+
+/// One container with process ids of its own and one that shares the pod's.
+struct Containers {
+    ids: Vec<String>,
+}
+
+/// What is there beside the containers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Held {
+    daemon: Footprint,
+    monitor: Footprint,
+    processes: usize,
+    files: Vec<String>,
+}
+
+impl Containers {
+    async fn start(stage: &Stage) -> Result<Self> {
+        let cri = stage.node.cri();
+        let own = stage.pod("own");
+        let mut shared = stage.pod("shared");
+        share(&mut shared);
+        let (own_id, shared_id) = (cri.run_pod(&own).await?, cri.run_pod(&shared).await?);
+        let spec = ContainerSpec::lasting("c", &stage.image);
+        let in_shared = spec.clone().secured(|context| {
+            if let Some(options) = &mut context.namespace_options {
+                options.pid = NamespaceMode::Pod.into();
+            }
+        });
+        let first = cri.run(&own_id, &spec, &own).await?;
+        let second = cri.run(&shared_id, &in_shared, &shared).await?;
+        let ids = vec![first, second];
+        // What a first command of each brings about, and stays.
+        for id in &ids {
+            cri.shell(id, "true").await?;
+        }
+        Ok(Self { ids })
+    }
+
+    fn look(&self, stage: &Stage) -> Result<Held> {
+        let machine = stage.node.machine();
+        // Its process id is known as the host numbers it.
+        let daemon = Footprint::of(Path::new("/proc"), stage.node.pid().context("the daemon runs")?)?;
+        let (proc, monitors) = (machine.path(Path::new("/proc")), stage.node.monitors()?);
+        let mut monitor = Footprint { descriptors: 0, threads: 0, resident_kib: 0 };
+        for pid in monitors {
+            let one = Footprint::of(&proc, pid)?;
+            monitor.descriptors += one.descriptors;
+            monitor.threads += one.threads;
+            monitor.resident_kib = monitor.resident_kib.max(one.resident_kib);
+        }
+        let mut files = Vec::new();
+        list(&machine.path(&stage.node.state()), &mut files);
+        files.sort();
+        Ok(Held { daemon, monitor, processes: machine.processes()?.len(), files })
+    }
+
+    /// Waits until nothing is held that was not before but memory, and threads that a runtime keeps for the next work.
+    async fn settle(&self, stage: &Stage, before: &Held) -> Result {
+        let left = || -> Result<Option<String>> {
+            let now = self.look(stage)?;
+            let new: Vec<&String> = now.files.iter().filter(|file| !before.files.contains(file)).collect();
+            let same = now.daemon.descriptors <= before.daemon.descriptors
+                && now.monitor.descriptors <= before.monitor.descriptors
+                && now.monitor.threads <= before.monitor.threads
+                && now.processes <= before.processes
+                && new.is_empty();
+            Ok((!same).then(|| format!(
+                "daemon {:?} became {:?}, monitors {:?} became {:?}, {} processes became {}, new files {new:?}",
+                before.daemon, now.daemon, before.monitor, now.monitor, before.processes, now.processes
+            )))
+        };
+        let settled = until("nothing of the commands is left", 20, || async { Ok(left()?.is_none()) }).await;
+        settled.with_context(|| left().ok().flatten().unwrap_or_default())
+    }
+
+    async fn run_commands(&self, stage: &Stage, from: usize, to: usize, parallel: usize) -> Result {
+        let turns = Arc::new(Semaphore::new(parallel));
+        let commands = (from..to).map(|n| {
+            let (cri, turns) = (stage.node.cri(), Arc::clone(&turns));
+            let id = self.ids.get(n % self.ids.len()).cloned().unwrap_or_default();
+            async move {
+                let _turn = turns.acquire().await?;
+                command(&cri, &id, n).await.with_context(|| format!("command {n}"))
+            }
+        });
+        together(commands).await.map(drop)
+    }
+}
+
+fn share(pod: &mut PodSpec) {
+    if let Some(options) = pod.namespace_options() {
+        options.pid = NamespaceMode::Pod.into();
+    }
+}
+
+fn list(dir: &Path, found: &mut Vec<String>) {
+    let Ok(entries) = std::fs::read_dir(dir) else { return };
+    for entry in entries.flatten() {
+        found.push(entry.path().display().to_string());
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.file_name() != "rootfs" {
+            list(&entry.path(), found);
+        }
+    }
+}
+
+/// One command; which kind it is depends on its number.
+async fn command(cri: &Cri, id: &str, n: usize) -> Result {
+    let begun = Instant::now();
+    match n % 12 {
+        // Children that hold the output: they outlive the command, and end by themselves a little later.
+        0 | 6 => {
+            let output = cri.exec(id, &["sh", "-c", "sleep 2 & echo left"]).await?;
+            ensure!(output.stdout == b"left\n" && output.exit_code == 0, "{output:?}");
+            ensure!(begun.elapsed() < patience(20), "a child that holds the output holds the caller");
+        }
+        3 | 9 => {
+            let line = format!("sleep 1 >/dev/null 2>&1 </dev/null & echo {n}; exit {}", n % 200);
+            let output = cri.exec(id, &["sh", "-c", &line]).await?;
+            ensure!(output.stdout == format!("{n}\n").as_bytes(), "{output:?}");
+            ensure!(usize::try_from(output.exit_code) == Ok(n % 200), "{output:?}");
+        }
+        // Its time is over: it and its children are dead then.
+        5 if n.is_multiple_of(5) => {
+            let reply = cri.exec_for(id, &["sh", "-c", "sleep 3600 & sleep 3600"], 1).await;
+            ensure!(code_of(&reply) == Code::DeadlineExceeded, "{reply:?}");
+            ensure!(begun.elapsed() < patience(10), "a limit of 1 s took {:?}", begun.elapsed());
+        }
+        // Its caller leaves.
+        7 if n.is_multiple_of(7) => {
+            let call = cri.exec(id, &["sh", "-c", "sleep 3600 & sleep 3600"]);
+            ensure!(tokio::time::timeout(Duration::from_millis(300), call).await.is_err(), "it ended");
+        }
+        _ => {
+            let line = format!("echo {n}; echo {n} >&2; exit {}", n % 200);
+            let output = cri.exec(id, &["sh", "-c", &line]).await?;
+            let text = format!("{n}\n");
+            ensure!(output.stdout == text.as_bytes() && output.stderr == text.as_bytes(), "{output:?}");
+            ensure!(usize::try_from(output.exit_code) == Ok(n % 200), "{output:?}");
+        }
+    }
+    Ok(())
+}
