@@ -83,19 +83,28 @@ struct Output {
     stderr: Receiver,
 }
 
-/// Kills the command if the caller leaves, or anything else makes us forget it, before it has ended.
+/// Kills the command if the caller leaves, or anything else makes us forget it, before it has ended, and removes its file.
 struct Leash<'a>(Option<&'a Exec>);
 
 impl Drop for Leash<'_> {
     fn drop(&mut self) {
         let Some(exec) = self.0 else { return };
         let (monitor, handle, id) = (Arc::clone(&exec.monitor), exec.handle.clone(), exec.id.clone());
+        let process = exec.process_file();
         exec.shared.tasks.spawn(async move {
             if let Err(error) = monitor.kill_exec(&id).await {
                 tracing::debug!(exec.id = %id, error = types::error::chain(&error), "killing an abandoned command");
             }
+            remove_process(process).await;
             handle.tell(Message::ForgetExec(id)).await;
         });
+    }
+}
+
+/// Removes a process file; one that is not there is none to remove.
+async fn remove_process(path: PathBuf) {
+    if let Err(error) = blocking(move || Ok(sys::atomic::remove(&path)?)).await {
+        super::actor::log_dropped("a process file could not be removed", &error);
     }
 }
 
@@ -103,19 +112,13 @@ impl Exec {
     async fn run(&self, command: Vec<String>, limit: Option<Duration>) -> Result<ExecOutput, PodError> {
         let object = format!("container {:?}", self.container.request.name());
         let steps = Steps::new(&self.shared, "exec in", object.clone(), self.id.as_str());
-        let process = steps.run("process", self.write_process(command)).await?;
         let mut leash = Leash(Some(self));
+        steps.run("process", self.write_process(command)).await?;
         let (ended, exit) = oneshot::channel();
         self.handle.tell(Message::WatchExec(self.id.clone(), ended)).await;
-        let started = steps.run("start", self.start(process.clone())).await;
-        let removed = blocking(move || Ok(sys::atomic::remove(&process)?)).await;
-        let output = match started {
-            Ok(output) => output,
-            Err(error) => return Err(error),
-        };
-        if let Err(error) = removed {
-            super::actor::log_dropped("a process file could not be removed", &error);
-        }
+        let started = steps.run("start", self.start()).await;
+        remove_process(self.process_file()).await;
+        let output = started?;
         let cap = self.shared.settings().exec_output_bytes;
         let caught = catch(output, exit, cap, limit).await;
         match caught {
@@ -133,11 +136,13 @@ impl Exec {
         }
     }
 
+    fn process_file(&self) -> PathBuf {
+        self.container.bundle.join(format!("exec-{}.json", self.id.short()))
+    }
+
     /// The command as the OCI runtime reads it: the container's own process with other arguments.
-    async fn write_process(&self, command: Vec<String>) -> Result<PathBuf, StepError> {
-        let bundle = self.container.bundle.clone();
-        let path = bundle.join(format!("exec-{}.json", self.id.short()));
-        let target = path.clone();
+    async fn write_process(&self, command: Vec<String>) -> Result<(), StepError> {
+        let (bundle, target) = (self.container.bundle.clone(), self.process_file());
         blocking(move || {
             let what = || "reading the container's config.json";
             let bytes = std::fs::read(bundle.join("config.json")).map_err(StepError::io(what()))?;
@@ -150,18 +155,17 @@ impl Exec {
             })?;
             super::files::write_plain(&target, &json)
         })
-        .await?;
-        Ok(path)
+        .await
     }
 
-    async fn start(&self, process: PathBuf) -> Result<Output, StepError> {
+    async fn start(&self) -> Result<Output, StepError> {
         let (stdout, far_stdout) = pipe()?;
         let (stderr, far_stderr) = pipe()?;
         let timeout = self.shared.settings().runtime_timeout;
         let request = ExecRequest {
             exec: self.id.clone(),
             container: self.container.id.clone(),
-            process,
+            process: self.process_file(),
             stdin: false,
             stdout: true,
             stderr: true,
