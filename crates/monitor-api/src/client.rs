@@ -19,7 +19,7 @@ use types::{ContainerId, ExecId, SandboxId, Timestamp};
 pub use process::{PlacedMonitors, ProcessMonitors};
 
 use crate::error::MonitorError;
-use crate::message::{ContainerState, CreateRequest, Event, ExecRequest};
+use crate::message::{AttachRequest, ContainerState, CreateRequest, Event, ExecRequest};
 
 /// How long a call may take that makes the monitor run no other program.
 pub const QUICK_CALL: Duration = Duration::from_secs(10);
@@ -62,6 +62,17 @@ pub trait Monitor: Send + Sync + Debug {
     async fn exec(&self, request: ExecRequest, stdio: Vec<OwnedFd>) -> Result<StartedExec, MonitorError>;
     /// Kills an exec's tree.
     async fn kill_exec(&self, exec: &ExecId) -> Result<(), MonitorError>;
+    /// Attaches a client. `outputs` holds the descriptors that the request names, in the order stdout, stderr. What comes back is
+    /// the container's stdin, when it was asked for and is open.
+    async fn attach(
+        &self,
+        request: AttachRequest,
+        outputs: Vec<OwnedFd>,
+    ) -> Result<Option<OwnedFd>, MonitorError>;
+    /// Ends a client's input.
+    async fn close_stdin(&self, session: &ExecId) -> Result<(), MonitorError>;
+    /// Ends a session.
+    async fn detach(&self, session: &ExecId) -> Result<(), MonitorError>;
     /// Sets a terminal's size, of an exec or of the container.
     async fn resize(
         &self,

@@ -17,7 +17,7 @@ use types::{ContainerId, ExecId, SandboxId, Timestamp};
 use crate::client::{Connection, Created, EVENT_QUEUE, Monitor, Monitors, QUICK_CALL, StartedExec};
 use crate::error::MonitorError;
 use crate::message::{
-    ContainerState, CreateRequest, Event, ExecRequest, ExitRecord, Phase, Refusal, RefusalKind,
+    AttachRequest, ContainerState, CreateRequest, Event, ExecRequest, ExitRecord, Phase, Refusal, RefusalKind,
 };
 
 const SIGKILL: i32 = 9;
@@ -34,6 +34,9 @@ pub enum Call {
     Signal,
     Exec,
     KillExec,
+    Attach,
+    CloseStdin,
+    Detach,
     Resize,
     ReopenLog,
     Delete,
@@ -75,6 +78,14 @@ struct Pod {
     connections: Vec<mpsc::Sender<Event>>,
     containers: BTreeMap<ContainerId, Container>,
     execs: BTreeMap<ExecId, ContainerId>,
+    sessions: BTreeMap<ExecId, Session>,
+}
+
+/// An attached client; its pipes close with it.
+#[derive(Debug)]
+struct Session {
+    container: ContainerId,
+    _outputs: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -250,6 +261,7 @@ impl World {
             started_at: container.state.started_at,
             oom_killed,
         };
+        pod.sessions.retain(|_, session| session.container != *id);
         container.state.phase = Phase::Exited;
         container.state.pid = None;
         container.state.exit = Some(record.clone());
@@ -319,6 +331,22 @@ impl World {
         }
         pod.execs.insert(request.exec, request.container);
         Ok(StartedExec { pid, terminal: None })
+    }
+
+    fn attach(
+        &mut self,
+        sandbox: &SandboxId,
+        request: AttachRequest,
+        outputs: Vec<OwnedFd>,
+    ) -> Result<Option<OwnedFd>, MonitorError> {
+        let pod = self.pod(sandbox)?;
+        let container = pod.containers.get(&request.container).ok_or_else(|| unknown(&request.container))?;
+        if container.state.phase == Phase::Exited {
+            let message = format!("container {} is not running", request.container);
+            return Err(refused(RefusalKind::InvalidState, message));
+        }
+        pod.sessions.insert(request.session, Session { container: request.container, _outputs: outputs });
+        Ok(None)
     }
 
     fn delete(&mut self, sandbox: &SandboxId, id: &ContainerId) -> Result<(), MonitorError> {
@@ -417,6 +445,32 @@ impl Monitor for FakeMonitor {
     async fn kill_exec(&self, exec: &ExecId) -> Result<(), MonitorError> {
         self.perform(Call::KillExec, "kill exec", exec.as_str(), |world| {
             world.end_exec(exec, 128 + SIGKILL, Some(SIGKILL));
+            Ok(())
+        })
+        .await
+    }
+
+    async fn attach(
+        &self,
+        request: AttachRequest,
+        outputs: Vec<OwnedFd>,
+    ) -> Result<Option<OwnedFd>, MonitorError> {
+        let about = request.session.as_str().to_owned();
+        let attach = |world: &mut World| world.attach(&self.sandbox, request, outputs);
+        self.perform(Call::Attach, "attach", &about, attach).await
+    }
+
+    async fn close_stdin(&self, session: &ExecId) -> Result<(), MonitorError> {
+        self.perform(Call::CloseStdin, "close stdin", session.as_str(), |world| {
+            let known = world.pod(&self.sandbox)?.sessions.contains_key(session);
+            known.then_some(()).ok_or_else(|| refused(RefusalKind::NotFound, "the session is not known"))
+        })
+        .await
+    }
+
+    async fn detach(&self, session: &ExecId) -> Result<(), MonitorError> {
+        self.perform(Call::Detach, "detach", session.as_str(), |world| {
+            world.pod(&self.sandbox)?.sessions.remove(session);
             Ok(())
         })
         .await

@@ -30,8 +30,8 @@ pub use codec::{CodecError, MESSAGE_LIMIT};
 #[cfg(feature = "client")]
 pub use error::MonitorError;
 pub use message::{
-    ContainerState, CreateRequest, Envelope, Event, ExecRequest, ExitRecord, Overlay, Phase, Refusal,
-    RefusalKind, Reply, Request, RuntimeCommand,
+    AttachRequest, ContainerState, CreateRequest, Envelope, Event, ExecRequest, ExitRecord, Overlay, Phase,
+    Refusal, RefusalKind, Reply, Request, RuntimeCommand,
 };
 
 use std::time::Duration;

@@ -50,6 +50,22 @@ pub enum Request {
         /// Which.
         exec: ExecId,
     },
+    /// Lets a client look on at a container that is created or runs, and speak to it. The writing ends of its pipes travel beside
+    /// the request, in the order stdout, stderr. Each closes when the container has ended, or when the session does: by
+    /// [`Request::Detach`], with this connection, or when nobody reads the pipes any more. The container never waits for a
+    /// client: what it does not read in time is lost for it, and a line in its stream says so.
+    Attach(AttachRequest),
+    /// A session's client will send no more. That ends the stdin of a container with `stdin_once`, when its descriptor is closed
+    /// here too.
+    CloseStdin {
+        /// Which.
+        session: ExecId,
+    },
+    /// Ends a session. One that has ended is no error.
+    Detach {
+        /// Which.
+        session: ExecId,
+    },
     /// Sets the size of a terminal.
     Resize {
         /// Which container.
@@ -166,6 +182,24 @@ pub struct ExecRequest {
     pub timeout_ms: u64,
 }
 
+/// How to attach a client to a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachRequest {
+    /// The session's id. It is nobody else's, execs' included.
+    pub session: ExecId,
+    /// Where.
+    pub container: ContainerId,
+    /// Whether the client wants the container's stdin. Writing to what comes back does not wait for the container.
+    #[serde(default)]
+    pub stdin: bool,
+    /// Whether a descriptor for stdout, or for a terminal's output, travels with the request.
+    #[serde(default)]
+    pub stdout: bool,
+    /// Whether a descriptor for stderr travels with the request.
+    #[serde(default)]
+    pub stderr: bool,
+}
+
 /// What the monitor answers.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
@@ -197,6 +231,11 @@ pub enum Reply {
     ExecStarted {
         /// The process.
         pid: i32,
+    },
+    /// To [`Request::Attach`]; the container's stdin comes as the only descriptor, if it was asked for and is open.
+    Attached {
+        /// Whether it came.
+        stdin: bool,
     },
     /// To [`Request::List`].
     List(Vec<ContainerState>),

@@ -10,8 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use monitor_api::{
-    ContainerState, CreateRequest, Envelope, Event, ExecRequest, ExitRecord, Overlay, Phase, Refusal,
-    RefusalKind, Reply, Request, RuntimeCommand,
+    AttachRequest, ContainerState, CreateRequest, Envelope, Event, ExecRequest, ExitRecord, Overlay, Phase,
+    Refusal, RefusalKind, Reply, Request, RuntimeCommand,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -41,6 +41,9 @@ fn requests() -> Vec<(&'static str, Request)> {
         ("signal", signal(15, false)),
         ("signal-all", signal(9, true)),
         ("exec", Request::Exec(exec_request())),
+        ("attach", Request::Attach(attach_request())),
+        ("close-stdin", Request::CloseStdin { session: exec() }),
+        ("detach", Request::Detach { session: exec() }),
         ("kill-exec", Request::KillExec { exec: exec() }),
         ("resize", resize(None)),
         ("resize-exec", resize(Some(exec()))),
@@ -54,6 +57,7 @@ fn requests() -> Vec<(&'static str, Request)> {
         match request {
             Request::Hello { .. } | Request::Create(_) | Request::Start { .. } | Request::Signal { .. } => {}
             Request::Exec(_) | Request::KillExec { .. } | Request::Resize { .. } => {}
+            Request::Attach(_) | Request::CloseStdin { .. } | Request::Detach { .. } => {}
             Request::ReopenLog { .. } | Request::Delete { .. } | Request::List | Request::Shutdown => {}
         }
     }
@@ -97,6 +101,10 @@ fn exec_request() -> ExecRequest {
     }
 }
 
+fn attach_request() -> AttachRequest {
+    AttachRequest { session: exec(), container: container(), stdin: true, stdout: true, stderr: true }
+}
+
 fn replies() -> Vec<(&'static str, Reply)> {
     let sandbox = SandboxId::from_random([0x50; 32]);
     let refused = |kind| Reply::Refused(Refusal::new(kind, "the reason"));
@@ -106,6 +114,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("started", Reply::Started { started_at: Timestamp(1_700_000_000_123_456_789) }),
         ("done", Reply::Done),
         ("exec-started", Reply::ExecStarted { pid: 13 }),
+        ("attached", Reply::Attached { stdin: true }),
         ("list", Reply::List(vec![state(Phase::Created), state(Phase::Running), state(Phase::Exited)])),
         ("refused-not-found", refused(RefusalKind::NotFound)),
         ("refused-invalid-state", refused(RefusalKind::InvalidState)),
@@ -117,7 +126,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
     for (_, reply) in &replies {
         match reply {
             Reply::Hello { .. } | Reply::Created { .. } | Reply::Started { .. } | Reply::Done => {}
-            Reply::ExecStarted { .. } | Reply::List(_) | Reply::Refused(_) => {}
+            Reply::Attached { .. } | Reply::ExecStarted { .. } | Reply::List(_) | Reply::Refused(_) => {}
         }
     }
     replies

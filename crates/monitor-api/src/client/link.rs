@@ -20,7 +20,7 @@ use super::{CALL_SLACK, Connection, Created, EVENT_QUEUE, Monitor, QUICK_CALL, S
 use crate::codec::{self, MESSAGE_LIMIT};
 use crate::error::MonitorError;
 use crate::message::{
-    ContainerState, CreateRequest, Event, ExecRequest, Refusal, RefusalKind, Reply, Request,
+    AttachRequest, ContainerState, CreateRequest, Event, ExecRequest, Refusal, RefusalKind, Reply, Request,
 };
 use crate::{DELETE_TIMEOUT, START_TIMEOUT, Versions};
 
@@ -230,6 +230,26 @@ impl Monitor for Link {
 
     async fn kill_exec(&self, exec: &ExecId) -> Result<(), MonitorError> {
         self.done("kill exec", QUICK_CALL, &Request::KillExec { exec: exec.clone() }).await
+    }
+
+    async fn attach(
+        &self,
+        request: AttachRequest,
+        outputs: Vec<OwnedFd>,
+    ) -> Result<Option<OwnedFd>, MonitorError> {
+        let (reply, mut fds) = self.ask("attach", QUICK_CALL, &Request::Attach(request), &outputs).await?;
+        match reply {
+            Reply::Attached { .. } => Ok(fds.pop()),
+            _ => Err(MonitorError::Unexpected("attach")),
+        }
+    }
+
+    async fn close_stdin(&self, session: &ExecId) -> Result<(), MonitorError> {
+        self.done("close stdin", QUICK_CALL, &Request::CloseStdin { session: session.clone() }).await
+    }
+
+    async fn detach(&self, session: &ExecId) -> Result<(), MonitorError> {
+        self.done("detach", QUICK_CALL, &Request::Detach { session: session.clone() }).await
     }
 
     async fn resize(
