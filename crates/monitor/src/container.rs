@@ -77,6 +77,8 @@ pub(crate) struct Container {
     pub(crate) runtime: RuntimeCommand,
     pub(crate) exit_file: PathBuf,
     pub(crate) streams: Streams,
+    /// Its stdin is closed with the first client's.
+    pub(crate) stdin_once: bool,
     pub(crate) stage: Stage,
     /// The init, from create to its end.
     pub(crate) pid: Option<i32>,

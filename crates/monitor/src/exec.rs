@@ -306,6 +306,7 @@ impl Monitor {
     pub(crate) fn drop_execs_of_closed(&mut self) {
         for connection in self.connections.take_closed() {
             self.execs.values_mut().filter(|exec| exec.connection == connection).for_each(Exec::kill);
+            self.end_sessions_of_connection(connection);
         }
     }
 

@@ -53,20 +53,23 @@ impl Monitor {
             return self.write_record(id);
         }
         let left = container.cgroup.kill();
+        let (key, onlookers) = (container.key, &mut self.onlookers);
+        let look_on = &mut |stream, bytes: &[u8]| onlookers.give(key, stream, bytes);
         let more = [Stream::Stdout, Stream::Stderr]
-            .map(|stream| container.streams.pump(stream, &mut self.buffer, ROUNDS) == Pumped::More)
+            .map(|stream| container.streams.pump(stream, &mut self.buffer, ROUNDS, look_on) == Pumped::More)
             .contains(&true);
         let now = Instant::now();
         if now < draining.until && (left || more || !container.streams.ended()) {
             draining.look = if left || more { now + LOOK_EVERY } else { draining.until };
-            return;
+            return self.onlookers.settle(&self.poller);
         }
         let end = draining.end;
-        container.streams.finish(&mut self.buffer);
+        container.streams.finish(&mut self.buffer, look_on);
         let record = container.exit_record(end);
         if let Stage::Draining(draining) = &mut container.stage {
             draining.unwritten = Some((record, now + WRITE_LIMIT));
         }
+        self.onlookers.container_ended(key, &self.poller);
         self.write_record(id);
     }
 

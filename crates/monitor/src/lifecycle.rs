@@ -259,7 +259,9 @@ impl Monitor {
             Ok(()) => {
                 self.kill_execs_of(id);
                 self.forget_groups_of(id);
-                self.containers.remove(id);
+                if let Some(container) = self.containers.remove(id) {
+                    self.onlookers.container_ended(container.key, &self.poller);
+                }
                 Reply::Done
             }
             Err(refusal) => Reply::Refused(refusal),
@@ -292,6 +294,7 @@ fn new_container(key: u32, request: &CreateRequest, streams: Streams) -> Contain
         runtime,
         exit_file: request.exit_file.clone(),
         streams,
+        stdin_once: request.stdin_once,
         stage: Stage::Creating,
         pid: None,
         cgroup: Cgroup::default(),

@@ -10,6 +10,7 @@
 //! on a disk; no request, however it fails, leaves a process that nobody watches.
 
 mod args;
+mod attach;
 mod cgroup;
 mod connections;
 mod console;

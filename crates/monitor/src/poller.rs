@@ -20,6 +20,8 @@ pub(crate) enum Source {
     Output(u32, Stream),
     /// The count of OOM kills of the container with this key.
     OomKills(u32),
+    /// A stream to the client with this key that looks on.
+    Onlooker(u32, Stream),
 }
 
 const KIND_SHIFT: u32 = 32;
@@ -33,6 +35,8 @@ impl Source {
             Self::Output(key, Stream::Stdout) => (3, key),
             Self::Output(key, Stream::Stderr) => (4, key),
             Self::OomKills(key) => (5, key),
+            Self::Onlooker(key, Stream::Stdout) => (6, key),
+            Self::Onlooker(key, Stream::Stderr) => (7, key),
         };
         EventData::new_u64((kind << KIND_SHIFT) | u64::from(key))
     }
@@ -46,7 +50,9 @@ impl Source {
             2 => Self::Connection(key),
             3 => Self::Output(key, Stream::Stdout),
             4 => Self::Output(key, Stream::Stderr),
-            _ => Self::OomKills(key),
+            5 => Self::OomKills(key),
+            6 => Self::Onlooker(key, Stream::Stdout),
+            _ => Self::Onlooker(key, Stream::Stderr),
         }
     }
 }
@@ -79,6 +85,17 @@ impl Poller {
     /// Watches for a change of what a file of the kernel's says; it has to be read again to hear of the next.
     pub(crate) fn add_urgent(&self, fd: impl AsFd, source: Source) -> io::Result<()> {
         Ok(epoll::add(&self.0, fd, source.to_data(), EventFlags::PRI)?)
+    }
+
+    /// Watches for the end of whoever reads from the other side of a pipe.
+    pub(crate) fn add_sink(&self, fd: impl AsFd, source: Source) -> io::Result<()> {
+        Ok(epoll::add(&self.0, fd, source.to_data(), EventFlags::empty())?)
+    }
+
+    /// Watches a pipe that was added so for room too, or no longer.
+    pub(crate) fn want_sink_room(&self, fd: impl AsFd, source: Source, wanted: bool) -> io::Result<()> {
+        let flags = if wanted { EventFlags::OUT } else { EventFlags::empty() };
+        Ok(epoll::modify(&self.0, fd, source.to_data(), flags)?)
     }
 
     /// Watches no longer.
@@ -129,6 +146,8 @@ mod tests {
             Source::Output(7, Stream::Stdout),
             Source::Output(8, Stream::Stderr),
             Source::OomKills(9),
+            Source::Onlooker(10, Stream::Stdout),
+            Source::Onlooker(11, Stream::Stderr),
         ] {
             let (reader, writer) = rustix::pipe::pipe().unwrap();
             poller.add(&reader, source).unwrap();

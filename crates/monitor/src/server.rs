@@ -16,6 +16,7 @@ use sys::signals::{self, Signals};
 use types::{ContainerId, ExecId, SandboxId, Timestamp};
 
 use crate::args::Serve;
+use crate::attach::Onlookers;
 use crate::cgroup::Hierarchies;
 use crate::connections::{Asker, Connections};
 use crate::container::{Container, End, Stage};
@@ -58,6 +59,7 @@ pub(crate) struct Monitor {
     pub(crate) left: Vec<Group>,
     /// Whether a runtime, by its path, can be told the cgroup of an exec.
     pub(crate) runs_in_groups: BTreeMap<PathBuf, bool>,
+    pub(crate) onlookers: Onlookers,
     pub(crate) jobs: Jobs,
     /// Children that ended while a runtime command was under way that may tell whose they were.
     pub(crate) unclaimed: BTreeMap<i32, End>,
@@ -112,6 +114,7 @@ impl Monitor {
             ending: Vec::new(),
             left: Vec::new(),
             runs_in_groups: BTreeMap::new(),
+            onlookers: Onlookers::default(),
             jobs: Jobs::new(),
             unclaimed: BTreeMap::new(),
             hierarchies: Hierarchies::read(),
@@ -127,6 +130,7 @@ impl Monitor {
         for ready in self.poller.wait(limit.map(round_up))? {
             self.handle(ready)?;
         }
+        self.end_sessions_over();
         self.drop_execs_of_closed();
         self.meet_deadlines(Instant::now());
         self.finished |= self.told_to_end && self.is_idle();
@@ -157,6 +161,10 @@ impl Monitor {
             }
             Source::Output(key, stream) => {
                 self.pump(key, stream);
+                Ok(())
+            }
+            Source::Onlooker(key, stream) => {
+                self.onlooker_ready(key, stream, ready);
                 Ok(())
             }
             Source::OomKills(key) => {
@@ -202,6 +210,9 @@ impl Monitor {
             Request::Signal { container, signal, all } => self.signal(&container, signal, all),
             Request::Exec(request) => self.exec(asker, request, fds),
             Request::KillExec { exec } => self.kill_exec(&exec),
+            Request::Attach(request) => self.attach(asker, &request, fds),
+            Request::CloseStdin { session } => self.close_stdin(&session),
+            Request::Detach { session } => self.detach(&session),
             Request::Resize { container, exec, width, height } => {
                 self.resize(&container, exec.as_ref(), width, height)
             }
@@ -246,11 +257,14 @@ impl Monitor {
         let Some(container) = self.containers.values_mut().find(|container| container.key == key) else {
             return;
         };
-        let pumped = container.streams.pump(stream, &mut self.buffer, ROUNDS);
+        let onlookers = &mut self.onlookers;
+        let look_on = &mut |stream, bytes: &[u8]| onlookers.give(key, stream, bytes);
+        let pumped = container.streams.pump(stream, &mut self.buffer, ROUNDS, look_on);
         if pumped == Pumped::Ended && matches!(container.stage, Stage::Draining(_)) {
             let id = container.id.clone();
             self.advance_drain(&id);
         }
+        self.onlookers.settle(&self.poller);
     }
 
     fn take_signals(&mut self) -> io::Result<()> {
@@ -323,7 +337,8 @@ impl Monitor {
         let jobs = self.jobs.values().filter(|job| job.killed.is_none()).map(|job| job.deadline);
         let looks = self.containers.values().filter_map(look_at);
         let endings = self.ending.iter().map(Ending::look);
-        jobs.chain(looks).chain(endings).chain(self.listener.deadline()).min()
+        let others = self.listener.deadline().into_iter().chain(self.onlookers.deadline());
+        jobs.chain(looks).chain(endings).chain(others).min()
     }
 
     fn meet_deadlines(&mut self, now: Instant) {
@@ -338,6 +353,7 @@ impl Monitor {
         }
         self.advance_endings(now);
         self.listener.resume(&self.poller, now);
+        self.onlookers.part(now);
     }
 }
 

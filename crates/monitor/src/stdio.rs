@@ -79,6 +79,17 @@ impl Streams {
         self.stdout.as_ref().filter(|_| self.terminal).map(AsFd::as_fd)
     }
 
+    /// Another descriptor of its stdin, if it has one: the pipe, or its terminal. Writing to it does not wait.
+    pub(crate) fn stdin_copy(&self) -> io::Result<Option<OwnedFd>> {
+        let stdin = if self.terminal { &self.stdout } else { &self.stdin };
+        stdin.as_ref().map(OwnedFd::try_clone).transpose()
+    }
+
+    /// Ends its stdin, once those who have copies let go of them. A terminal's is its output too, and stays.
+    pub(crate) fn close_stdin(&mut self) {
+        self.stdin = None;
+    }
+
     /// Begins to read.
     pub(crate) fn watch(&self, poller: &Poller, key: u32) -> io::Result<()> {
         for (stream, fd) in [(Stream::Stdout, &self.stdout), (Stream::Stderr, &self.stderr)] {
@@ -94,8 +105,14 @@ impl Streams {
         self.stdout.is_none() && self.stderr.is_none()
     }
 
-    /// Reads what is there, at most `rounds` buffers of it, into the log.
-    pub(crate) fn pump(&mut self, stream: Stream, buffer: &mut [u8], rounds: u32) -> Pumped {
+    /// Reads what is there, at most `rounds` buffers of it, into the log, and shows it to who looks on.
+    pub(crate) fn pump(
+        &mut self,
+        stream: Stream,
+        buffer: &mut [u8],
+        rounds: u32,
+        look_on: &mut dyn FnMut(Stream, &[u8]),
+    ) -> Pumped {
         let buffer = buffer.get_mut(..READ_LEN).unwrap_or_default();
         for _ in 0..rounds {
             let Some(fd) = self.slot(stream) else { return Pumped::Ended };
@@ -105,7 +122,11 @@ impl Streams {
                     self.end(stream);
                     return Pumped::Ended;
                 }
-                Ok(len) => self.write(stream, buffer.get(..len).unwrap_or_default()),
+                Ok(len) => {
+                    let bytes = buffer.get(..len).unwrap_or_default();
+                    self.write(stream, bytes);
+                    look_on(stream, bytes);
+                }
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Pumped::Drained,
                 Err(_) => {
@@ -119,11 +140,11 @@ impl Streams {
 
     /// Reads what is left, gives the streams up, also those that somebody still holds open, and closes the log: an open file
     /// that kubelet has removed would keep its room on the disk.
-    pub(crate) fn finish(&mut self, buffer: &mut [u8]) {
+    pub(crate) fn finish(&mut self, buffer: &mut [u8], look_on: &mut dyn FnMut(Stream, &[u8])) {
         /// More than a pipe can hold, for readers' buffers of any size that we use.
         const ROUNDS: u32 = 64;
         for stream in [Stream::Stdout, Stream::Stderr] {
-            self.pump(stream, buffer, ROUNDS);
+            self.pump(stream, buffer, ROUNDS, look_on);
             self.end(stream);
         }
         self.stdin = None;
@@ -170,7 +191,7 @@ impl Streams {
 }
 
 /// Only our end: the container's is another open file, which stays as programs expect it.
-fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
+pub(crate) fn set_nonblocking(fd: &OwnedFd) -> io::Result<()> {
     Ok(fcntl_setfl(fd, fcntl_getfl(fd)? | OFlags::NONBLOCK)?)
 }
 

@@ -2,6 +2,7 @@
 //! [`pod::Pod::finish`], which proves that no process, mount, cgroup or file is left.
 #![expect(clippy::unwrap_used, reason = "a failed step is a failed test")]
 
+mod attach;
 mod exec;
 mod failures;
 mod lifecycle;
