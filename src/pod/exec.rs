@@ -29,6 +29,9 @@ const DRAIN: Duration = Duration::from_secs(1);
 /// How long a killed command may take to be seen dead.
 const KILL_WAIT: Duration = Duration::from_secs(10);
 
+/// The most of both streams together: a client of the CRI takes messages of 16 MiB, and the rest of the answer has to fit too.
+const ANSWER: usize = (16 << 20) - (4 << 10);
+
 /// What a command did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecOutput {
@@ -38,6 +41,15 @@ pub struct ExecOutput {
     pub stdout: Vec<u8>,
     /// Standard error, up to the configured limit.
     pub stderr: Vec<u8>,
+}
+
+impl ExecOutput {
+    /// Cuts the streams so that both together fit; neither has to give way below half of the room.
+    fn fit(mut self, room: usize) -> Self {
+        self.stdout.truncate(room.saturating_sub(self.stderr.len()).max(room / 2));
+        self.stderr.truncate(room.saturating_sub(self.stdout.len()));
+        self
+    }
 }
 
 impl Pods {
@@ -124,7 +136,7 @@ impl Exec {
         match caught {
             Caught::Ended(output) => {
                 leash.0 = None;
-                Ok(output)
+                Ok(output.fit(ANSWER))
             }
             Caught::Lost => Err(steps.fail("wait", StepError::Timeout("the monitor is gone".to_owned()))),
             Caught::LimitPassed(exit) => {
@@ -271,6 +283,20 @@ mod tests {
         read_capped(&mut near, &mut kept, 1000).await.unwrap();
         writer.join().unwrap();
         assert_eq!(kept.len(), 1000);
+    }
+
+    #[test]
+    fn an_answer_never_exceeds_what_a_client_takes() {
+        let fitted = |stdout: usize, stderr: usize| {
+            let output = ExecOutput { exit_code: 0, stdout: vec![b'o'; stdout], stderr: vec![b'e'; stderr] };
+            let output = output.fit(100);
+            (output.stdout.len(), output.stderr.len())
+        };
+        assert_eq!(fitted(60, 40), (60, 40));
+        assert_eq!(fitted(101, 0), (100, 0));
+        assert_eq!(fitted(200, 30), (70, 30));
+        assert_eq!(fitted(30, 200), (30, 70));
+        assert_eq!(fitted(200, 200), (50, 50));
     }
 
     #[tokio::test]
