@@ -164,8 +164,10 @@ impl Monitor {
         let limit = Duration::from_millis(request.timeout_ms);
         let order = Order { program: &program, args, directory: &directory, log, stdio, limit };
         let id = request.container.clone();
+        let init = container.pid;
         let purpose = Purpose::Exec { asker, request, pid_file, console, group };
-        job::start(&mut self.jobs, &id, order, purpose)?;
+        let runtime = job::start(&mut self.jobs, &id, order, purpose)?;
+        init.into_iter().for_each(|init| share_oom_score(init, runtime));
         Ok(None)
     }
 
@@ -326,6 +328,15 @@ impl Monitor {
         let resized = tcsetwinsize(terminal.ok_or_else(none)?, size);
         resized.map_err(|error| io_refusal("resize the terminal", &error.into()))?;
         Ok(Some(Reply::Done))
+    }
+}
+
+/// Gives a runtime's `exec` the container's `oom_score_adj`: crun, unlike runc, lets what it runs inherit that, and ours would spare
+/// it. Both processes are there, since neither was waited for; lowering it may not be permitted.
+fn share_oom_score(init: i32, runtime: i32) {
+    let score = |pid: i32| format!("/proc/{pid}/oom_score_adj");
+    if let Ok(text) = fs::read(score(init)) {
+        fs::write(score(runtime), text).ok();
     }
 }
 

@@ -101,17 +101,17 @@ pub(crate) struct Order<'a> {
 /// The commands under way, by process id.
 pub(crate) type Jobs = BTreeMap<i32, Job>;
 
-/// Starts a command. When it cannot be started, its purpose is dropped and the refusal is for the caller to tell.
+/// Starts a command and tells its process id. When it cannot be started, its purpose is dropped and the refusal is for the caller to tell.
 pub(crate) fn start(
     jobs: &mut Jobs,
     container: &ContainerId,
     order: Order<'_>,
     purpose: Purpose,
-) -> Result<(), Refusal> {
+) -> Result<i32, Refusal> {
     let (pid, log, complaints, deadline) =
         spawn(order).map_err(|message| Refusal::new(RefusalKind::RuntimeFailed, message))?;
     jobs.insert(pid, Job { container: container.clone(), purpose, deadline, killed: None, log, complaints });
-    Ok(())
+    Ok(pid)
 }
 
 fn spawn(order: Order<'_>) -> Result<(i32, PathBuf, Option<File>, Instant), String> {

@@ -25,7 +25,7 @@ fn enter(dir: &Path) -> std::io::Result<()> {
 }
 
 /// Asks to be spared, where that is permitted. What the monitor starts inherits this, but for containers, whose specs say
-/// what is theirs, and so do the files of execs.
+/// what is theirs, and execs, which get their container's ([`crate::exec`]).
 pub(crate) fn ask_to_be_spared() {
     let now = fs::read_to_string(SCORE_FILE).ok().and_then(|text| text.trim().parse::<i32>().ok());
     if now.is_some_and(|now| now > OOM_SCORE_ADJ) {

@@ -60,7 +60,7 @@ async fn all_clients_see_what_comes_and_then_the_end() {
 #[tokio::test]
 async fn a_client_that_does_not_read_holds_nobody_up() {
     let mut pod = Pod::new().await;
-    let plan = pod.plan("while ! [ -e /go ]; do sleep 0.02; done; seq 1 400000; exit 3");
+    let plan = pod.plan("while ! [ -e /go ]; do sleep 0.02; done; seq 1 250000; exit 3");
     let id = pod.run(&plan).await;
     let ((slow, to_slow), (good, to_good)) = (pipe(), pipe());
     pod.connection.monitor.attach(request(&id, false, false), vec![to_slow]).await.unwrap();
@@ -74,10 +74,11 @@ async fn a_client_that_does_not_read_holds_nobody_up() {
         }
     };
     assert_eq!(record.exit_code, 3);
-    let all: String = (1..=400_000).map(|line| format!("{line}\n")).collect();
+    // What is left of an ended container waits some seconds only.
+    let (text, copy) = (read_all(slow).await, reading.await.unwrap());
+    let all: String = (1..=250_000).map(|line| format!("{line}\n")).collect();
     assert!(Pod::printed(&plan, crilog::Stream::Stdout) == all, "the log is whole");
-    assert!(reading.await.unwrap() == all, "and so is what the other client got");
-    let text = read_all(slow).await;
+    assert!(copy == all, "and so is what the other client got");
     let (kept, notice) = text.split_once("\r\n[crimson: ").unwrap();
     assert!(all.starts_with(kept));
     assert_eq!(notice, format!("{} bytes are missing here]\r\n", all.len() - kept.len()));

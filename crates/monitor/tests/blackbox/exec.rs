@@ -83,6 +83,22 @@ async fn an_exec_with_a_terminal_gets_one() {
 }
 
 #[tokio::test]
+async fn an_exec_is_as_dear_to_the_oom_killer_as_its_container() {
+    let mut pod = Pod::new().await;
+    let mut plan = pod.plan(SLEEPER);
+    plan.config["process"]["oomScoreAdj"] = json!(300);
+    pod.run(&plan).await;
+    let mut request = pod.process(&plan.request.container, "sh -c 'exec cat /proc/self/oom_score_adj'");
+    request.stdout = true;
+    let (stdout, to_stdout) = pipe();
+    let id = request.exec.clone();
+    pod.connection.monitor.exec(request, vec![to_stdout]).await.unwrap();
+    assert_eq!(exec_exit(&mut pod, &id).await, (0, None));
+    assert_eq!(read_all(stdout), "300\n");
+    pod.finish().await;
+}
+
+#[tokio::test]
 async fn killing_an_exec_takes_its_tree_and_twice_is_no_error() {
     let (mut pod, plan) = running().await;
     let request = pod.process(&plan.request.container, "sh -c 'sleep 76543 & sleep 76543' & sleep 76543");
