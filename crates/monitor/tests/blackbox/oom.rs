@@ -1,7 +1,7 @@
 //! The kernel's OOM killer: whoever of a container it strikes, and whoever's limit was the reason, the exit record says so.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
@@ -45,6 +45,26 @@ async fn a_child_that_is_killed_for_memory_counts_too() {
     let record = pod.exit().await;
     assert_eq!((record.exit_code, record.signal, record.oom_killed), (3, None, true));
     assert!(Pod::printed(&plan, crilog::Stream::Stdout).contains("went on"));
+    pod.finish().await;
+}
+
+/// With `memory.oom.group`, which kubelet sets on cgroup v2, a child's greed ends them all. There is no such thing on v1.
+#[tokio::test]
+async fn a_group_that_is_killed_for_memory_is_told_so() {
+    let unified = sys::mount::list()
+        .unwrap()
+        .iter()
+        .any(|mount| mount.mount_point == Path::new("/sys/fs/cgroup") && mount.fstype == "cgroup2");
+    if !unified {
+        return;
+    }
+    let mut pod = Pod::new().await;
+    let mut plan = limited(&mut pod, &format!("{GREED}; echo went on; while :; do sleep 1; done"));
+    plan.config["linux"]["resources"]["unified"] = json!({"memory.oom.group": "1"});
+    pod.run(&plan).await;
+    let record = pod.exit().await;
+    assert_eq!((record.exit_code, record.signal, record.oom_killed), (137, Some(9), true));
+    assert_eq!(Pod::printed(&plan, crilog::Stream::Stdout), "");
     pod.finish().await;
 }
 
