@@ -164,9 +164,12 @@ fn find_device(
     Ok(())
 }
 
-/// Every device node of the host, for privileged containers; what the container has of its own is left out.
+/// Every device node of the host, for privileged containers; what the container has of its own is left out, and so is what is
+/// mounted beneath: huge pages and the like are no devices.
 fn host_devices(dir: &Path, found: &mut Vec<ResolvedDevice>) -> Result<(), StepError> {
     const OWN: [&str; 4] = ["/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/console"];
+    let what = || format!("reading {}", dir.display());
+    let filesystem = std::fs::metadata(dir).map_err(StepError::io(what()))?.dev();
     for entry in read_dir(dir)? {
         let path = entry.path();
         if OWN.iter().any(|own| path == Path::new(own)) {
@@ -175,7 +178,13 @@ fn host_devices(dir: &Path, found: &mut Vec<ResolvedDevice>) -> Result<(), StepE
         // Nodes come and go; one that has just gone is not a host device any more.
         let Ok(metadata) = entry.metadata() else { continue };
         if metadata.is_dir() {
-            host_devices(&path, found)?;
+            if metadata.dev() != filesystem {
+                continue;
+            }
+            match host_devices(&path, found) {
+                Err(error) if path.try_exists().unwrap_or(true) => return Err(error),
+                _ => {}
+            }
         } else if let Some((kind, major, minor)) = device(&metadata) {
             let request = DeviceRequest {
                 host_path: path.clone(),
