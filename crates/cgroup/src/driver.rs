@@ -91,6 +91,14 @@ pub trait CgroupDriver: Send + Sync + fmt::Debug {
     /// Every directory that the group has at present, one for each hierarchy that knows it. None for what is no name.
     fn directories(&self, oci_path: &str) -> Vec<PathBuf>;
 
+    /// Every group, wherever it lies, that is named as this driver names that of an id of 64 hexadecimal digits: the id, and
+    /// what [`CgroupDriver::oci_path`] gave for it. Groups in such a group are not among them. Whose ids these are is not
+    /// known here.
+    ///
+    /// # Errors
+    /// [`CgroupError::Step`] when a group cannot be read.
+    fn groups(&self) -> Result<Vec<(String, String)>, CgroupError>;
+
     /// Which groups [`CgroupDriver::ensure_parent`] would make, outermost first: what to write down before it makes them and
     /// to hand to [`CgroupDriver::remove_parent_if_empty`] later, innermost first. Groups that exist in any hierarchy are
     /// somebody else's and are not among them.
@@ -274,6 +282,10 @@ macro_rules! common {
 
         fn directories(&self, oci_path: &str) -> Vec<PathBuf> {
             name::relative($kind, oci_path).map(|path| self.tree.existing(&path)).unwrap_or_default()
+        }
+
+        fn groups(&self) -> Result<Vec<(String, String)>, CgroupError> {
+            self.tree.named(|path| name::named($kind, path))
         }
 
         fn processes(&self, oci_path: &str) -> Result<Vec<i32>, CgroupError> {

@@ -130,6 +130,12 @@ impl CgroupDriver for FakeCgroups {
         path.map(|path| Path::new("/fake").join(path)).into_iter().collect()
     }
 
+    fn groups(&self) -> Result<Vec<(String, String)>, CgroupError> {
+        let paths: Vec<String> = self.state().processes.keys().cloned().collect();
+        let path = |path: &String| name::named(self.kind, &name::relative(self.kind, path).ok()?);
+        Ok(paths.iter().filter_map(path).collect())
+    }
+
     fn missing_parents(&self, parent: Option<&str>) -> Result<Vec<String>, CgroupError> {
         let parent = name::parent(self.kind, parent)?;
         let ours = self.kind == DriverKind::Cgroupfs && !self.state().parents.contains(&parent);

@@ -1,7 +1,9 @@
 //! Names of groups in the three forms they take: what kubelet asks for, what the OCI runtime gets, and the path below each
 //! hierarchy.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use types::id::ID_LEN;
 
 use crate::driver::DriverKind;
 use crate::error::CgroupError;
@@ -62,6 +64,26 @@ fn scope_path(oci_path: &str) -> Result<PathBuf, CgroupError> {
     Ok(slice_path(slice)?.join(scope))
 }
 
+/// The id and the `cgroupsPath` of the group at `path` below a hierarchy, if it is named as [`oci_path`] names one.
+pub(crate) fn named(kind: DriverKind, path: &Path) -> Option<(String, String)> {
+    let name = path.file_name()?.to_str()?;
+    let id = match kind {
+        DriverKind::Cgroupfs => name,
+        DriverKind::Systemd => name.strip_prefix(SCOPE_PREFIX)?.strip_prefix('-')?.strip_suffix(".scope")?,
+    };
+    if id.len() != ID_LEN || !id.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+        return None;
+    }
+    let parent = path.parent()?;
+    let oci = match kind {
+        DriverKind::Cgroupfs => format!("/{}", path.to_str()?),
+        DriverKind::Systemd if parent.as_os_str().is_empty() => format!("-.slice:{SCOPE_PREFIX}:{id}"),
+        DriverKind::Systemd => format!("{}:{SCOPE_PREFIX}:{id}", parent.file_name()?.to_str()?),
+    };
+    // A scope that lies where no slice of its name does is nobody's that we know.
+    (relative(kind, &oci).ok()? == path).then(|| (id.to_owned(), oci))
+}
+
 /// The unit of the group that the OCI runtime knows as `oci_path`.
 pub(crate) fn scope(oci_path: &str) -> Result<String, CgroupError> {
     slice_and_scope(oci_path).map(|(_, scope)| scope)
@@ -107,8 +129,6 @@ fn components(text: &str) -> Result<Vec<&str>, CgroupError> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use types::{ErrorKind, Kind};
 
     use super::*;
@@ -128,6 +148,28 @@ mod tests {
             systemd(Some("/kubepods.slice/kubepods-pod1.slice")),
             "kubepods-pod1.slice:crimson:0123abcd"
         );
+    }
+
+    #[test]
+    fn a_group_is_known_again_by_its_name() {
+        let id = "0123456789abcdef".repeat(4);
+        for (kind, parent) in [
+            (DriverKind::Cgroupfs, None),
+            (DriverKind::Cgroupfs, Some("/kubepods/pod1")),
+            (DriverKind::Systemd, None),
+            (DriverKind::Systemd, Some("kubepods-burstable-pod1_2.slice")),
+            (DriverKind::Systemd, Some("-.slice")),
+        ] {
+            let oci = oci_path(kind, parent, &id).unwrap();
+            let path = relative(kind, &oci).unwrap();
+            assert_eq!(named(kind, &path), Some((id.clone(), oci)));
+        }
+        let scope = format!("crimson-{id}.scope");
+        for path in
+            ["a/b", "0123", &format!("a/{scope}"), &format!("x-y.slice/{scope}"), &format!("a/{id}.scope")]
+        {
+            assert_eq!(named(DriverKind::Systemd, Path::new(path)), None, "{path}");
+        }
     }
 
     #[test]

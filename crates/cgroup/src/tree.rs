@@ -3,6 +3,7 @@
 //! A path here is relative and the same below every hierarchy. A directory that is missing where it is looked for never is
 //! an error: runtimes make groups in some hierarchies only, and whatever is being removed may go at any moment.
 
+use std::collections::BTreeSet;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
@@ -43,6 +44,23 @@ impl Tree {
             of_path.take_while(|group| self.existing(group).is_empty()).map(Path::to_owned).collect();
         missing.reverse();
         missing
+    }
+
+    /// What `known` makes of the paths of all groups in all hierarchies, each once; it is not asked about groups in those it
+    /// knows.
+    pub(crate) fn named<T: Ord>(&self, known: impl Fn(&Path) -> Option<T>) -> Result<Vec<T>, CgroupError> {
+        let mut found = BTreeSet::new();
+        for mount in self.mounts.iter() {
+            let mut waiting = vec![mount.path.clone()];
+            while let Some(directory) = waiting.pop() {
+                let path = directory.strip_prefix(&mount.path).unwrap_or(&directory);
+                match known(path) {
+                    Some(name) => drop(found.insert(name)),
+                    None => waiting.extend(inside(&directory)?),
+                }
+            }
+        }
+        Ok(found.into_iter().collect())
     }
 
     /// Makes the group in every hierarchy.
@@ -119,20 +137,27 @@ fn groups(top: &Path) -> Result<Vec<PathBuf>, CgroupError> {
     let mut found = vec![top.to_owned()];
     let mut at = 0;
     while let Some(directory) = found.get(at).cloned() {
-        let failed = |e| CgroupError::step("read cgroup", &directory, e);
-        match std::fs::read_dir(&directory) {
-            Ok(entries) => {
-                for entry in entries {
-                    let entry = entry.map_err(failed)?;
-                    if entry.file_type().map_err(failed)?.is_dir() {
-                        found.push(entry.path());
-                    }
+        found.extend(inside(&directory)?);
+        at += 1;
+    }
+    Ok(found)
+}
+
+/// The groups right in this one.
+fn inside(group: &Path) -> Result<Vec<PathBuf>, CgroupError> {
+    let failed = |e| CgroupError::step("read cgroup", group, e);
+    let mut found = Vec::new();
+    match std::fs::read_dir(group) {
+        Ok(entries) => {
+            for entry in entries {
+                let entry = entry.map_err(failed)?;
+                if entry.file_type().map_err(failed)?.is_dir() {
+                    found.push(entry.path());
                 }
             }
-            Err(error) if is_gone(&error) => {}
-            Err(error) => return Err(failed(error)),
         }
-        at += 1;
+        Err(error) if is_gone(&error) => {}
+        Err(error) => return Err(failed(error)),
     }
     Ok(found)
 }

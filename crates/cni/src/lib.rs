@@ -57,3 +57,4 @@ pub use driver::Cni;
 pub use error::CniError;
 pub use network::{Attachment, Network, NetworkStatus};
 pub use pod::{Dns, PodNetwork};
+pub use record::recorded_in;

@@ -160,16 +160,29 @@ impl Records {
 
     /// Sandboxes that have a record.
     pub(crate) fn list(&self) -> io::Result<Vec<SandboxId>> {
-        let mut sandboxes = Vec::new();
-        for entry in fs::read_dir(&self.dir)? {
-            sandboxes.extend(sandbox_of(&entry?.path()));
-        }
-        Ok(sandboxes)
+        recorded_in(&self.dir)
     }
 
     fn path(&self, sandbox: &SandboxId) -> PathBuf {
         self.dir.join(format!("{sandbox}{SUFFIX}"))
     }
+}
+
+/// Sandboxes that have a record in `dir`, read without opening the driver: a server may be at work there.
+///
+/// # Errors
+/// When the directory cannot be read; one that is not there has none.
+pub fn recorded_in(dir: &Path) -> io::Result<Vec<SandboxId>> {
+    let mut sandboxes = Vec::new();
+    match fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        entries => {
+            for entry in entries? {
+                sandboxes.extend(sandbox_of(&entry?.path()));
+            }
+        }
+    }
+    Ok(sandboxes)
 }
 
 fn sandbox_of(path: &Path) -> Option<SandboxId> {

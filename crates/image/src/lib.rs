@@ -48,7 +48,7 @@ pub use pull::PullRequest;
 pub use record::{ImageRecord, ImageUser, Layer, Rootfs, chain_id};
 pub use reference::{Reference, ReferenceError};
 pub use source::ImageSource;
-pub use store::StoreUsage;
+pub use store::{StoreUsage, leases_on_disk};
 pub use tar::TarError;
 pub use types::ImageId;
 pub use unpack::{EntryError, UnpackError};

@@ -26,6 +26,7 @@ mod collect;
 mod format;
 mod layout;
 mod lease;
+pub use lease::leases_on_disk;
 mod open;
 
 use std::collections::{BTreeMap, HashMap};

@@ -12,6 +12,8 @@ use types::{Digest, ImageId};
 use super::format;
 use crate::error::ImageError;
 
+/// Directory of the leases.
+pub(super) const LEASES: &str = "leases";
 pub(super) const LAYER_NAME_LEN: usize = 12;
 pub(super) const LAYER_ROOT: &str = "fs";
 pub(super) const LAYER_FILE: &str = "layer.json";
@@ -38,7 +40,7 @@ impl Layout {
             records: root.join("records"),
             blobs: root.join("blobs/sha256"),
             layers: root.join("layers"),
-            leases: root.join("leases"),
+            leases: root.join(LEASES),
             empty: root.join("empty"),
             ingest: root.join("ingest"),
         };

@@ -1,8 +1,8 @@
 //! Leases: what a container needs of an image stays until the container lets go of it.
 
 use std::collections::HashSet;
-use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 use std::sync::Arc;
 
 use oci_spec::image::ImageConfiguration;
@@ -14,6 +14,18 @@ use crate::error::ImageError;
 use crate::record::{Rootfs, chain_id};
 
 const MAX_OWNER: usize = 128;
+
+/// Everyone who holds a lease in the store at `root`, read without opening it: a server may be at work there.
+///
+/// # Errors
+/// When the directory cannot be read; a store that is not there has none.
+pub fn leases_on_disk(root: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(root.join(layout::LEASES)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+}
 
 impl Store {
     pub(crate) fn lease(&self, owner: &str, image: &ImageId) -> Result<Rootfs, ImageError> {

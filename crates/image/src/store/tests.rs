@@ -187,6 +187,7 @@ fn a_leased_image_keeps_its_layers_until_released() {
 
     let store = fixture.open();
     assert_eq!(store.leases(), ["container-1"]);
+    assert_eq!(crate::leases_on_disk(&store.layout.root).unwrap(), ["container-1"]);
     let again = store.lease("container-1", &id).unwrap();
     assert_eq!((again.layers, again.chain_id), (rootfs.layers.clone(), rootfs.chain_id));
     let other = store.lease("container-2", &id).unwrap_err();
