@@ -23,8 +23,10 @@ use crate::service::{self, Parts, Readiness};
 use crate::shutdown::{self, Drained, Shutdown};
 use crate::{drivers, facts, handlers, notify};
 
+/// The file in the durable directory that remembers the cgroup driver.
+const CGROUP_DRIVER: &str = "cgroup-driver";
 /// Where network namespaces are bound, so that node agents find them.
-const NETNS_DIR: &str = "/run/netns";
+pub(crate) const NETNS_DIR: &str = "/run/netns";
 
 /// Why the daemon cannot start or had to end.
 #[derive(Debug, thiserror::Error)]
@@ -269,15 +271,26 @@ async fn build(
     Ok((parts, Arc::new(Live { pods, images, network, systemd, described, config })))
 }
 
-/// The driver that the configuration names or the host suggests, unless pods of an earlier run need another one.
-fn open_cgroups(config: &Config, layout: &Layout) -> Result<Arc<dyn cgroup::CgroupDriver>, AppError> {
-    let wanted = match config.cgroup_driver {
+/// The driver that a server of this configuration has used, or would use; nothing is written.
+pub(crate) fn cgroups_in_use(config: &Config) -> Result<Arc<dyn cgroup::CgroupDriver>, cgroup::CgroupError> {
+    let remembered = std::fs::read_to_string(config.root.join(CGROUP_DRIVER)).ok();
+    let remembered = remembered.and_then(|text| text.trim().parse().ok());
+    let kind = remembered.or(wanted_driver(config)).unwrap_or_else(cgroup::DriverKind::detect);
+    cgroup::open(kind, Path::new(cgroup::DEFAULT_ROOT))
+}
+
+fn wanted_driver(config: &Config) -> Option<cgroup::DriverKind> {
+    match config.cgroup_driver {
         CgroupDriver::Auto => None,
         CgroupDriver::Systemd => Some(cgroup::DriverKind::Systemd),
         CgroupDriver::Cgroupfs => Some(cgroup::DriverKind::Cgroupfs),
-    };
-    let file = layout.root().join("cgroup-driver");
-    let kind = cgroup::settle(&file, wanted, has_pods(layout), cgroup::DriverKind::detect)
+    }
+}
+
+/// The driver that the configuration names or the host suggests, unless pods of an earlier run need another one.
+fn open_cgroups(config: &Config, layout: &Layout) -> Result<Arc<dyn cgroup::CgroupDriver>, AppError> {
+    let file = layout.root().join(CGROUP_DRIVER);
+    let kind = cgroup::settle(&file, wanted_driver(config), has_pods(layout), cgroup::DriverKind::detect)
         .map_err(AppError::Cgroups)?;
     tracing::info!(driver = %kind, "cgroup driver");
     cgroup::open(kind, Path::new(cgroup::DEFAULT_ROOT)).map_err(AppError::Cgroups)

@@ -24,6 +24,8 @@ pub enum Command {
     Serve(SourceArgs),
     /// Have the running server read its configuration again, and wait until it is in force.
     Reload(ReloadArgs),
+    /// Show what exists of pods that are not on record, and records that cannot be read.
+    Check(CheckArgs),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -61,6 +63,20 @@ pub enum ConfigCommand {
     Check(SourceArgs),
     /// Print the configuration in force, all files and flags taken together.
     Dump(SourceArgs),
+}
+
+/// How to check, and which server's things.
+#[derive(Debug, Clone, Default, Args)]
+pub struct CheckArgs {
+    /// Remove what is found. The server must be stopped; pods may go on.
+    #[arg(long)]
+    pub repair: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// Where the server's things are.
+    #[command(flatten)]
+    pub source: SourceArgs,
 }
 
 /// Which server is to reload.

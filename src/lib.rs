@@ -1,6 +1,7 @@
 //! The daemon of crimson: a CRI server for kubelet.
 
 pub mod app;
+pub mod check;
 pub mod cli;
 pub mod config;
 pub mod drivers;

@@ -83,6 +83,15 @@ pub fn inherited() -> Result<Option<StdUnixListener>, ListenError> {
     refused.map_or(Ok(None), |error| Err(ListenError::Inherited(error)))
 }
 
+/// Takes possession of the `state` directory without listening: no daemon works there while the lock is held.
+///
+/// # Errors
+/// When a daemon has it, or a step fails.
+pub fn lock_state(state: &Path) -> Result<StateLock, ListenError> {
+    own_directory(state)?;
+    StateLock::acquire(state)
+}
+
 /// A socket that clients can connect to; they wait until it becomes a stream of connections.
 #[derive(Debug)]
 pub struct Listener {

@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
-use crimson::cli::{Cli, Command, ConfigCommand, Page, ReloadArgs, SourceArgs};
+use crimson::cli::{CheckArgs, Cli, Command, ConfigCommand, Page, ReloadArgs, SourceArgs};
 use crimson::config::{self, Loaded, Source};
 use crimson::logging::Logging;
 use crimson::reload::request;
-use crimson::{app, listener, manual};
+use crimson::{app, check, listener, manual};
 
 /// Exit code of a command line or configuration that cannot be used (EX_USAGE).
 const USAGE: u8 = 64;
@@ -27,8 +27,9 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Serve(args) => serve(args),
         Command::Reload(args) => reload(args),
+        Command::Check(args) => check_pods(args),
         Command::Config(ConfigCommand::Default) => print(&config::docs::sample()),
-        Command::Config(ConfigCommand::Check(args)) => check(args),
+        Command::Config(ConfigCommand::Check(args)) => check_config(args),
         Command::Config(ConfigCommand::Dump(args)) => dump(args),
         Command::Version => print(concat!("crimson ", env!("CARGO_PKG_VERSION"), " (CRI v1)\n")),
         Command::Completions { shell } => completions(shell),
@@ -75,7 +76,25 @@ fn reload(args: ReloadArgs) -> ExitCode {
     }
 }
 
-fn check(args: SourceArgs) -> ExitCode {
+/// 0 when nothing is left to say, 1 when something is, 2 when it could not be found out.
+fn check_pods(args: CheckArgs) -> ExitCode {
+    let loaded = match load(args.source, check::FAILURE) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let report = match check::run(&loaded.config, args.repair) {
+        Ok(report) => report,
+        Err(error) => return complain(&error, check::FAILURE),
+    };
+    let text = if args.json { report.json() } else { report.text() };
+    match print(&text) {
+        code if code != ExitCode::SUCCESS => ExitCode::from(check::FAILURE),
+        _ if report.is_clean() => ExitCode::SUCCESS,
+        _ => ExitCode::from(check::FOUND),
+    }
+}
+
+fn check_config(args: SourceArgs) -> ExitCode {
     match load(args, FAILURE) {
         Ok(_) => print("ok\n"),
         Err(code) => code,

@@ -21,6 +21,10 @@ const DESCRIPTION: &[&str] = &[
      runtime such as crun(1) or runc(8).",
     "Each pod has one process crimson-monitor, which owns its containers' output, logs and exit codes. The server may \
      be restarted, upgraded or killed at any moment: monitors and containers go on, and the next server finds them.",
+    "Each start removes what an earlier server left of pods that are not on record. crimson check shows the same, also while \
+     the server runs: monitors, cgroups, network namespaces, mounts, directories, image leases and networks without an owner, \
+     and records that cannot be read. With --repair it removes them, which needs the server to be stopped. Damaged records are \
+     set aside; those of another version are left. Only what bears this server's mark is touched outside its directories.",
 ];
 
 const SIGNALS: &[(&str, &str)] = &[
@@ -34,6 +38,7 @@ const FILES: &[(&str, &str)] = &[
     ("/etc/crimson/certs.d/HOST/hosts.toml", "Mirrors, certificates and credentials of a registry."),
     ("/etc/cni/net.d", "Configurations of the pods' network; the first valid one is used."),
     ("/run/crimson/crimson.sock", "The socket for kubelet and crictl(1)."),
+    ("/var/lib/crimson/broken", "Records that crimson check --repair has set aside."),
     ("/run/crimson", "What a reboot may take away."),
     ("/var/lib/crimson", "Images, writable layers and the records of pods."),
 ];
@@ -41,6 +46,10 @@ const FILES: &[(&str, &str)] = &[
 const EXIT_STATUS: &[(&str, &str)] = &[
     ("0", "Success."),
     ("1", "The server failed, or crimson config check found a problem."),
+    (
+        "2",
+        "crimson check could not find out. It ends with 1 when it found, or with --repair left, anything, and else with 0.",
+    ),
     ("64", "The command line or the configuration cannot be used."),
 ];
 

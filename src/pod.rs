@@ -3,7 +3,7 @@
 //! [`Pods`] is the only door. Behind it one task owns each pod ([`actor`]); tables decide ([`phase`]); each verb is a
 //! list of named steps in a file of its own ([`run_sandbox`], [`create`], [`start`], [`stop`], [`remove`], [`exec`],
 //! [`update`], [`teardown`]); records on disk ([`record`]) say what there may be; [`recover`] makes them true again after a
-//! restart. Readers get immutable [`view`]s and wait for nobody.
+//! restart; [`strays`] are what no record owns. Readers get immutable [`view`]s and wait for nobody.
 //!
 //! Knows no gRPC and no wire type. The outside worlds are traits ([`Drivers`]), so that whole lives run in unit tests.
 
@@ -15,6 +15,7 @@ mod faults;
 mod files;
 mod host;
 mod layout;
+mod marks;
 mod network;
 mod parents;
 mod phase;
@@ -27,6 +28,7 @@ mod sources;
 mod start;
 mod steps;
 mod stop;
+mod strays;
 mod teardown;
 #[cfg(test)]
 mod tests;
@@ -50,6 +52,7 @@ pub use self::layout::Layout;
 pub use self::recover::Recovery;
 use self::shared::{Directory, Shared};
 pub use self::shared::{Drivers, Handler, Settings};
+pub use self::strays::{Stray, World, persisting};
 use self::view::{ContainerView, PodView, SandboxView};
 
 /// How many pods of one identity that are just leaving a request passes by before it gives up.
@@ -293,6 +296,23 @@ impl Pods {
         };
         let container = handle.view().container(&found).cloned().ok_or_else(missing)?;
         Ok((container, handle))
+    }
+
+    /// What exists and no record owns. The server of these pods must not be at work unless it is this one.
+    ///
+    /// # Errors
+    /// When the world cannot be looked at.
+    pub async fn strays(&self) -> Result<Vec<Stray>, StepError> {
+        let world = World::of(&self.shared);
+        record::blocking(move || world.look()).await
+    }
+
+    /// Removes one of [`Pods::strays`].
+    ///
+    /// # Errors
+    /// When it stays.
+    pub async fn remove_stray(&self, stray: &Stray) -> Result<(), StepError> {
+        strays::remove(&self.shared, stray).await
     }
 
     /// Waits for the operations under way, at most `limit`. What does not end in time is resumed or undone by the next

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use spec::{ContainerPlace, ContainerRequest, Identity, NodeFacts};
-use types::{ContainerId, Timestamp};
+use types::Timestamp;
 
 use super::error::{PodError, StepError};
 use super::files::{self, PodFiles};
@@ -28,7 +28,7 @@ pub(super) fn intend(
     let images = &shared.drivers.images;
     let image =
         images.resolve(request.image()).ok_or_else(|| PodError::ImageNotFound(request.image().to_owned()))?;
-    let id = ContainerId::from_random(sys::random::bytes());
+    let id = shared.marks.container();
     let object = format!("container {:?}", request.name());
     let cgroup =
         shared.drivers.cgroups.oci_path(sandbox.request.cgroup_parent(), id.as_str()).map_err(|error| {

@@ -1,8 +1,12 @@
 //! The host's kernel as the pod verbs need it, and a fake of it.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use types::SandboxId;
 
 use super::error::StepError;
+use super::strays::children;
 
 /// Namespaces and mounts of the host. All calls block and are idempotent where their name says remove.
 pub trait Host: Send + Sync + std::fmt::Debug {
@@ -35,6 +39,24 @@ pub trait Host: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// When the mount table cannot be read.
     fn mounts_beneath(&self, dir: &Path) -> Result<Vec<PathBuf>, StepError>;
+
+    /// Every file in `dir` at which a namespace is bound, or may have been.
+    ///
+    /// # Errors
+    /// When the directory cannot be read; a missing one has none.
+    fn namespaces(&self, dir: &Path) -> Result<Vec<PathBuf>, StepError>;
+
+    /// Every process that is a monitor with its socket beneath `pods`, and whose.
+    ///
+    /// # Errors
+    /// When processes cannot be listed.
+    fn monitors(&self, pods: &Path) -> Result<Vec<(i32, SandboxId)>, StepError>;
+
+    /// Kills a process if it is that monitor.
+    ///
+    /// # Errors
+    /// The kernel's refusal; a process that is gone, or another one, is none.
+    fn end_monitor(&self, pods: &Path, pid: i32, sandbox: &SandboxId) -> Result<(), StepError>;
 }
 
 /// The real kernel.
@@ -64,6 +86,62 @@ impl Host for Kernel {
         let beneath = mounts.into_iter().map(|mount| mount.mount_point);
         Ok(beneath.filter(|point| point.starts_with(dir) && point != dir).collect())
     }
+
+    fn namespaces(&self, dir: &Path) -> Result<Vec<PathBuf>, StepError> {
+        children(dir)
+    }
+
+    fn monitors(&self, pods: &Path) -> Result<Vec<(i32, SandboxId)>, StepError> {
+        let processes = children(Path::new("/proc"))?;
+        let pids = processes.iter().filter_map(|path| path.file_name()?.to_str()?.parse::<i32>().ok());
+        Ok(pids.filter_map(|pid| Some((pid, monitor_of(pid, pods)?))).collect())
+    }
+
+    fn end_monitor(&self, pods: &Path, pid: i32, sandbox: &SandboxId) -> Result<(), StepError> {
+        // Held before the process is looked at, so that it is the same one that is killed.
+        let Ok(process) = sys::pidfd::PidFd::open(pid) else { return Ok(()) };
+        if monitor_of(pid, pods).as_ref() != Some(sandbox) {
+            return Ok(());
+        }
+        let what = || format!("killing monitor {pid}");
+        process.signal(SIGKILL).map_err(StepError::io(what()))?;
+        process.wait_ended(Some(KILL_WAIT)).map(drop).map_err(StepError::io(what()))
+    }
+}
+
+const SIGKILL: i32 = 9;
+/// How long a killed process may take to end.
+const KILL_WAIT: Duration = Duration::from_secs(5);
+
+/// The sandbox whose monitor this process is, by its arguments.
+fn monitor_of(pid: i32, pods: &Path) -> Option<SandboxId> {
+    let line = std::fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    sandbox_of(&line, pods)
+}
+
+fn sandbox_of(line: &[u8], pods: &Path) -> Option<SandboxId> {
+    let words: Vec<&str> =
+        line.split(|byte| *byte == 0).filter_map(|word| std::str::from_utf8(word).ok()).collect();
+    let value = |flag: &str| words.iter().position(|word| *word == flag).and_then(|at| words.get(at + 1));
+    let sandbox = SandboxId::parse(value("--sandbox")?).ok()?;
+    let is_ours = Path::new(value("--socket")?).parent() == Some(&pods.join(sandbox.as_str()));
+    is_ours.then_some(sandbox)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_monitor_is_known_by_its_arguments() {
+        let id = SandboxId::from_random([7; 32]);
+        let line = format!(
+            "/usr/lib/crimson-monitor\0serve\0--sandbox\0{id}\0--socket\0/run/c/pods/{id}/monitor.sock\0"
+        );
+        assert_eq!(sandbox_of(line.as_bytes(), Path::new("/run/c/pods")), Some(id));
+        assert_eq!(sandbox_of(line.as_bytes(), Path::new("/run/other/pods")), None);
+        assert_eq!(sandbox_of(b"sleep\01000\0", Path::new("/run/c/pods")), None);
+    }
 }
 
 /// A kernel in memory, for tests of lifecycles.
@@ -73,6 +151,8 @@ pub(super) mod fake {
     use std::path::{Path, PathBuf};
     use std::sync::Mutex;
 
+    use types::SandboxId;
+
     use super::{Host, StepError};
 
     /// Remembers what exists.
@@ -80,6 +160,8 @@ pub(super) mod fake {
     pub(in super::super) struct FakeHost {
         netns: Mutex<BTreeSet<PathBuf>>,
         mounts: Mutex<BTreeSet<PathBuf>>,
+        /// Monitors as processes, which the tests put here.
+        pub(in super::super) processes: Mutex<Vec<(i32, SandboxId)>>,
     }
 
     impl FakeHost {
@@ -115,6 +197,20 @@ pub(super) mod fake {
         fn mounts_beneath(&self, dir: &Path) -> Result<Vec<PathBuf>, StepError> {
             let mounts = self.mounts.lock().unwrap();
             Ok(mounts.iter().filter(|mount| mount.starts_with(dir) && *mount != dir).cloned().collect())
+        }
+
+        fn namespaces(&self, dir: &Path) -> Result<Vec<PathBuf>, StepError> {
+            let netns = self.netns.lock().unwrap();
+            Ok(netns.iter().filter(|path| path.parent() == Some(dir)).cloned().collect())
+        }
+
+        fn monitors(&self, _: &Path) -> Result<Vec<(i32, SandboxId)>, StepError> {
+            Ok(self.processes.lock().unwrap().clone())
+        }
+
+        fn end_monitor(&self, _: &Path, pid: i32, _: &SandboxId) -> Result<(), StepError> {
+            self.processes.lock().unwrap().retain(|(other, _)| *other != pid);
+            Ok(())
         }
     }
 }

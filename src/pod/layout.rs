@@ -6,6 +6,8 @@
 //! <root>/containers/<container>/{upper,work}     writable layer
 //! <root>/containers/<container>/volumes/<n>      volumes that the image declares
 //! <root>/{images,cni}                            stores of the image and network drivers
+//! <root>/instance                                this server's number: see `super::marks`
+//! <root>/broken/                                 records that `crimson check --repair` has set aside
 //! <state>/pods/<sandbox>/                        monitor.sock, monitor.pid, resolv.conf, hosts, hostname, shm
 //! <state>/containers/<container>/                OCI bundle: config.json, rootfs; exit.json written by the monitor
 //! <state>/runtime/<handler>/                     the OCI runtime's own state
@@ -99,7 +101,22 @@ impl Layout {
     /// The OCI runtime's `--root` for a handler.
     #[must_use]
     pub fn runtime_root(&self, handler: &str) -> PathBuf {
-        self.state.join("runtime").join(handler)
+        self.runtime_roots().join(handler)
+    }
+
+    /// The roots of all handlers.
+    pub(super) fn runtime_roots(&self) -> PathBuf {
+        self.state.join("runtime")
+    }
+
+    /// The number by which this server knows what it has named.
+    pub(super) fn instance(&self) -> PathBuf {
+        self.root.join("instance")
+    }
+
+    /// Where records go that cannot be read.
+    pub(super) fn broken_records(&self) -> PathBuf {
+        self.root.join("broken")
     }
 
     /// The list of parent cgroups of our making.

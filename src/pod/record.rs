@@ -193,8 +193,17 @@ pub(super) struct Loaded {
     /// None when the sandbox's own record is missing or unreadable.
     pub(super) sandbox: Option<SandboxRecord>,
     pub(super) containers: Vec<ContainerRecord>,
-    /// Records that could not be read, and why.
-    pub(super) broken: Vec<(PathBuf, String)>,
+    /// Records that could not be read.
+    pub(super) broken: Vec<Broken>,
+}
+
+/// A record that cannot be read.
+#[derive(Debug)]
+pub(super) struct Broken {
+    pub(super) path: PathBuf,
+    pub(super) reason: String,
+    /// Another server may be able to read it.
+    pub(super) other_version: bool,
 }
 
 /// Reads all records of one sandbox.
@@ -212,7 +221,8 @@ pub(super) fn load(dir: &Path) -> io::Result<Loaded> {
             parse(&path).map(|record| loaded.containers.push(record))
         };
         if let Err(reason) = outcome {
-            loaded.broken.push((path, reason));
+            let (reason, other_version) = reason;
+            loaded.broken.push(Broken { path, reason, other_version });
         }
     }
     loaded.containers.sort_by_key(|record| record.created_at);
@@ -224,13 +234,15 @@ struct Versioned {
     version: u32,
 }
 
-fn parse<T: DeserializeOwned>(path: &Path) -> Result<T, String> {
-    let bytes = std::fs::read(path).map_err(|error| error.to_string())?;
-    let versioned: Versioned = serde_json::from_slice(&bytes).map_err(|error| error.to_string())?;
+/// The record, or why not and whether another version is the reason.
+fn parse<T: DeserializeOwned>(path: &Path) -> Result<T, (String, bool)> {
+    let bytes = std::fs::read(path).map_err(|error| (error.to_string(), false))?;
+    let damage = |error: serde_json::Error| (error.to_string(), false);
+    let versioned: Versioned = serde_json::from_slice(&bytes).map_err(damage)?;
     if versioned.version != VERSION {
-        return Err(format!("version {} is not known to this server", versioned.version));
+        return Err((format!("version {} is not known to this server", versioned.version), true));
     }
-    serde_json::from_slice(&bytes).map_err(|error| error.to_string())
+    serde_json::from_slice(&bytes).map_err(damage)
 }
 
 /// Runs work that may block on a thread for it.

@@ -5,7 +5,7 @@
 //! ended. Then everything that no record owns is swept away.
 
 use std::collections::{BTreeSet, HashMap};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use monitor_api::{Connection, ContainerState, Phase};
@@ -16,10 +16,11 @@ use super::Pods;
 use super::actor::{Actor, Message, Recovered, exits};
 use super::error::StepError;
 use super::phase::{ContainerPhase, SandboxPhase};
-use super::record::{ContainerRecord, Loaded, SandboxRecord, blocking, load};
+use super::record::{Broken, ContainerRecord, Loaded, SandboxRecord, blocking, load};
 use super::run_sandbox::pause_id;
 use super::shared::Shared;
-use super::teardown::{self, Target};
+use super::strays::{self, Stray, World, children};
+use super::teardown::{self, Pause, Target};
 
 /// What recovery found.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -77,7 +78,7 @@ impl Pods {
                 return Recovery { broken: 1, ..Recovery::default() };
             }
         };
-        for (path, reason) in &loaded.broken {
+        for Broken { path, reason, .. } in &loaded.broken {
             tracing::error!(path = %path.display(), reason, "a record cannot be read and is left as it is");
         }
         let broken = loaded.broken.len();
@@ -143,6 +144,12 @@ impl Pods {
         let found = Recovery { sandboxes: 1, containers: kept.len(), ..Recovery::default() };
         let (id, key) = (record.id.clone(), record.request.key().clone());
         let ids = kept.iter().map(|container| container.id.clone()).collect();
+        let is_dead = record.phase != SandboxPhase::Ready
+            && !was_stopping
+            && kept.iter().all(|container| container.phase != ContainerPhase::Running);
+        if is_dead && shared.drivers.network.cached().contains(&record.id) {
+            teardown::resume_detaching(shared, &record);
+        }
         let handle = Actor::spawn(shared, Recovered { record, containers: kept, unheard, connection });
         shared.directory().enter(id, key, ids, handle.clone());
         if was_stopping {
@@ -163,7 +170,10 @@ impl Recovery {
 }
 
 /// What the monitor knows of its containers.
-async fn ask(id: &SandboxId, connection: Option<&Connection>) -> HashMap<ContainerId, ContainerState> {
+pub(super) async fn ask(
+    id: &SandboxId,
+    connection: Option<&Connection>,
+) -> HashMap<ContainerId, ContainerState> {
     let Some(connection) = connection else { return HashMap::new() };
     match connection.monitor.list().await {
         Ok(states) => states.into_iter().map(|state| (state.container.clone(), state)).collect(),
@@ -263,102 +273,51 @@ fn save(result: Result<(), StepError>) {
     }
 }
 
-/// Removes what no record owns.
+/// Removes what no record owns. Networks, and the namespaces that their plugins may still need, go in the background: a hung
+/// plugin must not delay the start.
 async fn sweep(shared: &Arc<Shared>) {
-    let (mut sandboxes, mut owners) = (BTreeSet::new(), BTreeSet::new());
-    {
-        let directory = shared.directory();
-        for id in directory.sandboxes.keys() {
-            sandboxes.insert(id.clone());
-            owners.insert(id.as_str().to_owned());
-        }
-        owners.extend(directory.containers.keys().map(|id| id.as_str().to_owned()));
-    }
-    // Removals that are still being tried keep what they have on record.
-    if let Ok(pending) = children(&shared.layout().records()) {
-        for dir in pending {
-            let name = file_name(&dir);
-            owners.extend(
-                load(&dir)
-                    .map(|loaded| loaded.containers)
-                    .unwrap_or_default()
-                    .iter()
-                    .map(|c| c.id.to_string()),
-            );
-            owners.insert(name);
+    let world = World::of(shared);
+    let strays = match blocking(move || world.look()).await {
+        Ok(strays) => strays,
+        Err(error) => return super::actor::log_dropped("what nobody owns could not be looked for", &error),
+    };
+    let places = [shared.layout().pods(), shared.layout().bundles()];
+    let mut namespaces = Vec::new();
+    for stray in strays {
+        match stray {
+            Stray::Record { .. } | Stray::Network { .. } => {}
+            // What else is mounted in our directory is for the operator to judge.
+            Stray::Mount { ref path } if !places.iter().any(|place| path.starts_with(place)) => {}
+            Stray::Namespace { .. } => namespaces.push(stray),
+            stray => remove_stray(shared, &stray).await,
         }
     }
-    for owner in shared.drivers.images.leases() {
-        if !owners.contains(&owner) {
-            tracing::warn!(owner, "releasing an image that nobody uses");
-            if let Err(error) = shared.drivers.images.release(&owner).await {
-                super::actor::log_dropped("an image lease could not be released", &error.into());
+    collect_networks(shared, namespaces);
+}
+
+async fn remove_stray(shared: &Arc<Shared>, stray: &Stray) {
+    tracing::warn!(%stray, "removing what nobody owns");
+    save(strays::remove(shared, stray).await);
+}
+
+/// Detaches networks of pods that are gone, as often as it takes, and then removes the namespaces.
+fn collect_networks(shared: &Arc<Shared>, namespaces: Vec<Stray>) {
+    let shared = Arc::clone(shared);
+    shared.clone().tasks.spawn(async move {
+        let mut pause = Pause::default();
+        loop {
+            let valid: Vec<SandboxId> = shared.directory().sandboxes.keys().cloned().collect();
+            let Err(error) = shared.drivers.network.gc(&valid).await else { break };
+            let error = types::error::chain(&error);
+            tracing::warn!(error, "networks of pods that are gone could not be collected");
+            let known: BTreeSet<SandboxId> = shared.directory().sandboxes.keys().cloned().collect();
+            if shared.drivers.network.cached().iter().all(|id| known.contains(id)) {
+                break;
             }
+            pause.wait().await;
         }
-    }
-    let layout = shared.layout();
-    for place in [layout.pods(), layout.bundles(), layout.layers()] {
-        sweep_directory(shared, place, &owners).await;
-    }
-    collect_networks(shared, sandboxes.into_iter().collect());
-}
-
-async fn sweep_directory(shared: &Arc<Shared>, place: PathBuf, owners: &BTreeSet<String>) {
-    let Ok(entries) = children(&place) else { return };
-    for path in entries.into_iter().filter(|path| !owners.contains(&file_name(path))) {
-        tracing::warn!(path = %path.display(), "removing what nobody owns");
-        if let Ok(id) = SandboxId::parse(&file_name(&path)) {
-            dismiss_monitor(shared, &id).await;
-        }
-        let host = Arc::clone(&shared.drivers.host);
-        let removed = blocking(move || {
-            for mount in host.mounts_beneath(&path)?.into_iter().rev() {
-                host.unmount(&mount)?;
-            }
-            Ok(sys::atomic::remove_tree(&path)?)
-        });
-        save(removed.await);
-    }
-}
-
-/// Ends a monitor that nobody knows, with all it has.
-async fn dismiss_monitor(shared: &Shared, id: &SandboxId) {
-    let Ok(Some(connection)) = shared.drivers.monitors.connect(id).await else { return };
-    for container in ask(id, Some(&connection)).await.into_keys() {
-        if let Err(error) = connection.monitor.delete(&container).await {
-            tracing::warn!(container.id = %container, error = types::error::chain(&error), "deleting what nobody owns");
-        }
-    }
-    if let Err(error) = connection.monitor.shutdown().await {
-        tracing::warn!(pod.id = %id, error = types::error::chain(&error), "dismissing a monitor");
-    }
-}
-
-/// Detaches networks of pods that are gone. In the background: a hung plugin must not delay the start.
-fn collect_networks(shared: &Arc<Shared>, valid: Vec<SandboxId>) {
-    let worker = Arc::clone(shared);
-    shared.tasks.spawn(async move {
-        if let Err(error) = worker.drivers.network.gc(&valid).await {
-            tracing::warn!(
-                error = types::error::chain(&error),
-                "networks of pods that are gone could not be collected"
-            );
+        for namespace in namespaces {
+            remove_stray(&shared, &namespace).await;
         }
     });
-}
-
-fn children(dir: &Path) -> Result<Vec<PathBuf>, StepError> {
-    let what = format!("reading {}", dir.display());
-    match std::fs::read_dir(dir) {
-        Ok(entries) => entries
-            .map(|entry| entry.map(|entry| entry.path()))
-            .collect::<Result<_, _>>()
-            .map_err(StepError::io(what)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(StepError::io(what)(error)),
-    }
-}
-
-fn file_name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }

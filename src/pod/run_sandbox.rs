@@ -34,12 +34,12 @@ pub(super) fn intend(shared: &Shared, request: SandboxRequest) -> Result<Sandbox
     let handler = settings.handler(request.runtime_handler())?;
     cni::Bandwidth::from_annotations(&request.annotations().clone().into_iter().collect())
         .map_err(|error| PodError::Invalid(types::error::chain(&error)))?;
-    let id = types::SandboxId::from_random(sys::random::bytes());
+    let id = shared.marks.sandbox();
     let object = super::display(&request);
     let cgroup = shared.drivers.cgroups.oci_path(request.cgroup_parent(), id.as_str()).map_err(|error| {
         PodError::Step { verb: "run sandbox", object, step: "cgroup", source: Box::new(error.into()) }
     })?;
-    let netns = (!request.host_network()).then(|| settings.netns_dir.join(netns_name()));
+    let netns = (!request.host_network()).then(|| settings.netns_dir.join(shared.marks.netns()));
     let shm = (!request.host_ipc()).then(|| shared.layout().pod_dir(&id).join("shm"));
     Ok(SandboxRecord {
         version: VERSION,
@@ -56,16 +56,6 @@ pub(super) fn intend(shared: &Shared, request: SandboxRequest) -> Result<Sandbox
         network: None,
         request: Arc::new(request),
     })
-}
-
-/// `cni-<uuid>`: the form that node agents look for beneath `/run/netns`.
-fn netns_name() -> String {
-    let mut bytes: [u8; 16] = sys::random::bytes();
-    bytes[6] = (bytes[6] & 0x0f) | 0x40;
-    bytes[8] = (bytes[8] & 0x3f) | 0x80;
-    let hex = types::id::hex(&bytes);
-    let part = |range: std::ops::Range<usize>| hex.get(range).unwrap_or_default();
-    format!("cni-{}-{}-{}-{}-{}", part(0..8), part(8..12), part(12..16), part(16..20), part(20..32))
 }
 
 /// Performs the steps; on failure undoes them before the error is returned.

@@ -17,6 +17,7 @@ use super::error::PodError;
 use super::faults::Faults;
 use super::host::Host;
 use super::layout::Layout;
+use super::marks::Marks;
 use super::parents::Parents;
 
 /// The outside worlds.
@@ -159,6 +160,7 @@ pub(super) struct Shared {
     pub(super) faults: Faults,
     /// Parent cgroups of our making.
     pub(super) parents: Parents,
+    pub(super) marks: Marks,
     directory: Mutex<Directory>,
     last_time: AtomicI64,
 }
@@ -168,6 +170,7 @@ impl Shared {
         let parents = Parents::open(settings.layout.cgroup_list());
         Self {
             drivers,
+            marks: Marks::open(&settings.layout),
             layout: settings.layout.clone(),
             settings: watch::Sender::new(Arc::new(settings)),
             parents,

@@ -38,7 +38,7 @@ const SIGKILL: i32 = 9;
 
 /// The growing pause between repetitions.
 #[derive(Debug)]
-struct Pause(Duration);
+pub(super) struct Pause(Duration);
 
 impl Default for Pause {
     fn default() -> Self {
@@ -47,7 +47,7 @@ impl Default for Pause {
 }
 
 impl Pause {
-    async fn wait(&mut self) {
+    pub(super) async fn wait(&mut self) {
         tokio::time::sleep(self.0).await;
         self.0 = (self.0 * 2).min(RETRY.1);
     }
@@ -292,6 +292,13 @@ async fn release_network(shared: &Arc<Shared>, record: &SandboxRecord) -> Option
             Some(detach)
         }
     }
+}
+
+/// Takes up the teardown of a stopped sandbox's network that an earlier server did not end, or never came to.
+pub(super) fn resume_detaching(shared: &Arc<Shared>, record: &SandboxRecord) {
+    let Some(netns) = record.netns.clone() else { return };
+    let (worker, pod) = (Arc::clone(shared), network::describe(record));
+    shared.tasks.spawn(async move { detach_until_done(&worker, pod, netns).await });
 }
 
 /// Repeats the network's teardown with a growing pause, then removes the namespace.

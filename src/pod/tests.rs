@@ -21,6 +21,7 @@ use super::view::{ContainerState, SandboxState};
 use super::{Drivers, Handler, Layout, PodError, Pods, Settings};
 
 mod retries;
+mod strays;
 mod update;
 
 const IMAGE: &str = "example.test/app:1";
