@@ -143,7 +143,7 @@ fn processes(node: &Node, marks: &Marks, facts: &mut BTreeSet<String>) -> Result
     let daemon = node.program()?.display().to_string();
     for (pid, line) in node.machine().processes()? {
         // The daemon's process id changes over a restart, so it is known by its command line.
-        let known = line.starts_with(&daemon) && line.contains(" serve ");
+        let known = line.starts_with(&format!("{daemon} ")) && line.contains(" serve ");
         if marks.matches(&line) && !known {
             facts.insert(format!("process {pid}: {line}"));
         }
