@@ -7,6 +7,7 @@
 #   make build          the release binaries: target/release/crimson, target/release/crimson-monitor
 #   make deb            the Debian package of these: target/debian/crimson_*.deb (PROFILE=dev for one of unoptimised programs)
 #   make bench          time from a pulled image to a running pod, step by step (ROUNDS=20, ENDPOINT=… for another server)
+#   make soak           the promises of a pod's life in full size, about an hour (SOAK="verbs --seconds 60 --seed 1" for a part)
 #   make lint           formatting, scripts, clippy with warnings denied, dependency policy
 #   make deps           install what is missing from Debian, nothing else
 
@@ -15,7 +16,7 @@ ROUNDS  ?= 20
 PROFILE ?= release
 CARGO_DEB := $(or $(shell command -v cargo-deb),.cache/cargo-deb/bin/cargo-deb)
 
-.PHONY: run test build build-dev deb deps-deb bench lint deps deps-test fmt scripts clippy deny test-here node-test node-image
+.PHONY: run test build build-dev deb deps-deb bench soak lint deps deps-test fmt scripts clippy deny test-here node-test node-image
 
 # The harness is a client only: built unoptimised, it compiles in a fraction of the time.
 run: deps build
@@ -64,6 +65,11 @@ build-dev:
 bench: deps build
 	$(CARGO) build --package e2e --bin pod_start
 	CRIMSON_BIN_DIR=target/release ./target/debug/pod_start --rounds $(ROUNDS) $(if $(ENDPOINT),--endpoint $(ENDPOINT))
+
+# SOAK: names of trials and options, see e2e/src/bin/soak.rs.
+soak: deps-test build
+	$(CARGO) build --package e2e --bin soak
+	CRIMSON_BIN_DIR=target/release ./target/debug/soak $(SOAK)
 
 lint: fmt scripts clippy deny
 

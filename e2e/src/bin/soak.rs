@@ -1,4 +1,4 @@
-//! `soak [TRIAL…] [--seconds N] [--seed N] [--scale PERCENT]`: the trials of a pod's life in the size that the promises are stated in,
+//! `soak [TRIAL…] [--seconds N] [--seed N] [--scale PERCENT] [--only TEXT]`: the trials of a pod's life in the size that the promises are stated in,
 //! run as root. Without names all run, one after the other. Each ends with what it measured or with the promise that was
 //! broken; the exit status is the verdict.
 //!
@@ -13,7 +13,8 @@
 //! | `hung` | an OCI runtime that hangs at each of its verbs |
 //! | `verbs` | random verbs and kills for `--seconds`, against a model |
 //!
-//! `--seconds` is for `verbs` (300 without it), `--scale` for the sizes of all others. `CRIMSON_BIN_DIR` names the programs.
+//! `--seconds` is for `verbs` (300 without it), `--scale` for the sizes of all others,
+//! `--only` for those verbs of `hung` and troubles of `network` whose name contains the text. `CRIMSON_BIN_DIR` names the programs.
 
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "its output is the report")]
 
@@ -35,6 +36,7 @@ struct Wishes {
     seconds: u64,
     seed: u64,
     percent: usize,
+    only: String,
 }
 
 fn main() -> ExitCode {
@@ -53,13 +55,14 @@ fn main() -> ExitCode {
 fn wishes() -> Result<Wishes> {
     let since = SystemTime::now().duration_since(UNIX_EPOCH)?;
     let seed = u64::from(since.subsec_nanos()) ^ since.as_secs();
-    let mut wishes = Wishes { trials: Vec::new(), seconds: 300, seed, percent: 100 };
+    let mut wishes = Wishes { trials: Vec::new(), seconds: 300, seed, percent: 100, only: String::new() };
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().with_context(|| format!("{word} wants a value"));
         match word.as_str() {
             "--seconds" => wishes.seconds = value()?.parse()?,
             "--seed" => wishes.seed = value()?.parse()?,
+            "--only" => wishes.only = value()?,
             "--scale" => wishes.percent = value()?.parse()?,
             name if TRIALS.contains(&name) => wishes.trials.push(name.to_owned()),
             other => bail!("{other:?} is neither an option nor one of {TRIALS:?}"),
@@ -104,7 +107,7 @@ async fn trial(name: &str, wishes: &Wishes) -> Result<Report> {
             let (containers, lines_per_second) = (part(50), 1000);
             logs::run(logs::Plan { containers, lines_per_second, stopped, full, longest_burst }).await
         }
-        "network" => every_trouble().await,
+        "network" => every_trouble(&wishes.only).await,
         "recovery" => {
             let (version, list) = (Duration::from_millis(200), Duration::from_secs(1));
             let (version_limit, list_limit) = (Some(version), Some(list));
@@ -113,7 +116,7 @@ async fn trial(name: &str, wishes: &Wishes) -> Result<Report> {
         "commands" => {
             commands::run(commands::Plan { commands: part(10_000), parallel: 16, growth_kib: 4096 }).await
         }
-        "hung" => every_verb().await,
+        "hung" => every_verb(&wishes.only).await,
         _ => {
             let (time, quiet_every) = (Duration::from_secs(wishes.seconds), Duration::from_secs(20));
             verbs::run(verbs::Plan { time, clients: 4, quiet_every, seed }).await
@@ -121,23 +124,32 @@ async fn trial(name: &str, wishes: &Wishes) -> Result<Report> {
     }
 }
 
-async fn every_trouble() -> Result<Report> {
+async fn every_trouble(only: &str) -> Result<Report> {
     use Trouble as T;
     let (trouble, plugin_limit) = (Duration::from_secs(20), Duration::from_secs(60));
-    let mut report = network::run_with_trouble(Duration::from_secs(3)).await?;
-    report.append(network::hung_status().await?);
+    let mut report = Report::default();
+    if only.is_empty() {
+        report.append(network::run_with_trouble(Duration::from_secs(3)).await?);
+        report.append(network::hung_status().await?);
+    }
     for kind in [T::Missing, T::Failing, T::Dying, T::Hanging, T::Stuck, T::Crashing] {
+        if !format!("{kind:?}").contains(only) {
+            continue;
+        }
         let plan = network::Plan { trouble, plugin_limit };
         report.append(network::stop_with(kind, plan).await.with_context(|| format!("{kind:?}"))?);
     }
     Ok(report)
 }
 
-async fn every_verb() -> Result<Report> {
+async fn every_verb(only: &str) -> Result<Report> {
     use hung::Verb as V;
     let plan = hung::Plan { create_limit: Duration::from_secs(5), call_limit: Duration::from_secs(240) };
     let mut report = Report::default();
     for verb in [V::CreatePause, V::Create, V::Exec, V::Start, V::Delete, V::DeletePod] {
+        if !format!("{verb:?}").contains(only) {
+            continue;
+        }
         report.append(hung::run_all(&[(verb, Moment::Before), (verb, Moment::After)], plan).await?);
     }
     Ok(report)
