@@ -56,7 +56,7 @@ async fn a_pod_ends_whatever_its_network_plugin_does() -> Result {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_whose_network_fails_leaves_nothing() -> Result {
-    report(network::run_with_trouble(Duration::from_secs(2)).await)
+    report(network::run_with_trouble(e2e::patience(5)).await)
 }
 
 #[tokio::test(flavor = "multi_thread")]
