@@ -130,8 +130,11 @@ impl Monitor {
             Err(refusal) if refusal.kind == RefusalKind::InvalidState => Err(refusal),
             _ => {
                 let help = job::read_bounded(text.rewind().map(|()| text));
-                let program = self.containers.get(&request.container).map(|it| it.runtime.path.clone());
-                program.map(|program| self.runs_in_groups.insert(program, exec_group::is_offered(&help)));
+                let container = self.containers.get(&request.container);
+                if let Some((container, place)) = container.and_then(|it| Some((it, it.cgroup.execs()?))) {
+                    let offered = exec_group::is_offered(&help, place);
+                    self.runs_in_groups.insert(container.runtime.path.clone(), offered);
+                }
                 self.exec(asker, request, fds)
             }
         };

@@ -119,10 +119,15 @@ impl Drop for Group {
     }
 }
 
-/// Whether a runtime's help for `exec` names the option.
-pub(crate) fn is_offered(help: &[u8]) -> bool {
-    help.windows(OPTION.len()).any(|window| window == OPTION.as_bytes())
+/// Whether a runtime's help for `exec` names the option, for one hierarchy of several where there are several: crun takes all
+/// that it is given for a path then, and makes it in each of them.
+pub(crate) fn is_offered(help: &[u8], place: &Place) -> bool {
+    let names = |text: &str| help.windows(text.len()).any(|window| window == text.as_bytes());
+    names(OPTION) && (place.controller.is_none() || names(ONE_HIERARCHY))
 }
+
+/// How runc's help says that the option takes a controller.
+const ONE_HIERARCHY: &str = "<controller>:";
 
 /// The option that names the cgroup.
 pub(crate) const OPTION: &str = "--cgroup";
@@ -181,9 +186,13 @@ mod tests {
     }
 
     #[test]
-    fn the_option_is_found_in_both_runtimes_help() {
-        assert!(is_offered(b"   --cgroup value       run the process in an (existing) sub-cgroup(s)."));
-        assert!(is_offered(b"      --cgroup=PATH          sub-cgroup in the container"));
-        assert!(!is_offered(b"   --cwd value  current working directory"));
+    fn the_option_is_found_where_it_does_what_is_needed() {
+        let unified = Place { dir: "/u".into(), controller: None };
+        let freezer = Place { dir: "/f".into(), controller: Some("freezer") };
+        let runc = b"--cgroup value  run the process in an (existing) sub-cgroup(s). Format is [<controller>:]<cgroup>.";
+        let crun = b"      --cgroup=PATH          sub-cgroup in the container";
+        assert!(is_offered(runc, &unified) && is_offered(runc, &freezer));
+        assert!(is_offered(crun, &unified) && !is_offered(crun, &freezer));
+        assert!(!is_offered(b"   --cwd value  current working directory", &unified));
     }
 }
