@@ -140,7 +140,7 @@ mod tests {
         );
         assert_eq!(sandbox_of(line.as_bytes(), Path::new("/run/c/pods")), Some(id));
         assert_eq!(sandbox_of(line.as_bytes(), Path::new("/run/other/pods")), None);
-        assert_eq!(sandbox_of(b"sleep\01000\0", Path::new("/run/c/pods")), None);
+        assert_eq!(sandbox_of(b"sleep\x001000\0", Path::new("/run/c/pods")), None);
     }
 }
 

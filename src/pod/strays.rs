@@ -233,7 +233,8 @@ impl Owned {
             None if is_broken => self.is_partial = true,
             None => {
                 let reason = "no sandbox belongs to it".to_owned();
-                return Ok(self.broken.push(Stray::Record { path: dir, reason, other_version: false }));
+                self.broken.push(Stray::Record { path: dir, reason, other_version: false });
+                return Ok(());
             }
         }
         // By the names of the files, so that a record need not be readable to protect what it owns.

@@ -66,17 +66,23 @@ pub(super) struct Target {
 /// Collects failures while the work goes on.
 #[derive(Debug)]
 struct Failures<'a> {
+    shared: &'a Shared,
     verb: &'static str,
     target: &'a Target,
     first: Option<PodError>,
 }
 
 impl<'a> Failures<'a> {
-    fn new(verb: &'static str, target: &'a Target) -> Self {
-        Self { verb, target, first: None }
+    fn new(shared: &'a Shared, verb: &'static str, target: &'a Target) -> Self {
+        Self { shared, verb, target, first: None }
     }
 
-    fn note(&mut self, step: &'static str, result: Result<(), StepError>) {
+    /// Performs one step, whatever became of those before it.
+    async fn run(&mut self, step: &'static str, work: impl Future<Output = Result<(), StepError>>) {
+        let result = match self.shared.faults.strike(self.verb, step).await {
+            Ok(()) => work.await,
+            Err(fault) => Err(fault),
+        };
         let Err(source) = result else { return };
         let error = types::error::chain(&source);
         tracing::warn!(pod.id = %self.target.record.id, op = self.verb, step, error, "teardown step failed");
@@ -91,7 +97,7 @@ impl<'a> Failures<'a> {
 
 /// Ends every process of the pod and releases its network; records, layers and logs stay.
 pub(super) async fn stop(shared: &Arc<Shared>, target: &Target) -> Result<(), PodError> {
-    let mut failures = Failures::new("stop sandbox", target);
+    let mut failures = Failures::new(shared, "stop sandbox", target);
     // What is still pending goes on by itself.
     drop(release(shared, target, &mut failures).await);
     failures.into_result()
@@ -99,23 +105,23 @@ pub(super) async fn stop(shared: &Arc<Shared>, target: &Target) -> Result<(), Po
 
 /// Stops the pod and removes everything that is left of it, its record last.
 pub(super) async fn remove(shared: &Arc<Shared>, target: &Target) -> Result<(), PodError> {
-    let mut failures = Failures::new("remove sandbox", target);
+    let mut failures = Failures::new(shared, "remove sandbox", target);
     let pending = release(shared, target, &mut failures).await;
     for container in &target.containers {
-        failures.note("container", discard_container(shared, container).await);
+        failures.run("container", discard_container(shared, container)).await;
     }
-    failures.note("files", remove_files(shared, target).await);
+    failures.run("files", remove_files(shared, target)).await;
     if target.record.pause_image.is_some() {
-        let released = shared.drivers.images.release(target.record.id.as_str()).await;
-        failures.note("image", released.map_err(Into::into));
+        let owner = target.record.id.as_str();
+        let release = async { Ok(shared.drivers.images.release(owner).await?) };
+        failures.run("image", release).await;
     }
-    let collected = shared.parents.collect(&*shared.drivers.cgroups, &target.record.id).await;
-    failures.note("cgroup", collected);
+    failures.run("cgroup", shared.parents.collect(&*shared.drivers.cgroups, &target.record.id)).await;
     if failures.first.is_none() {
         let dir = shared.layout().record_dir(&target.record.id);
         let forget = blocking(move || Ok(sys::atomic::remove_tree(&dir)?));
         match pending {
-            None => failures.note("record", forget.await),
+            None => failures.run("record", forget).await,
             Some(network) => forget_after(shared, network, forget),
         }
     }
@@ -144,12 +150,21 @@ async fn release(
     target: &Target,
     failures: &mut Failures<'_>,
 ) -> Option<JoinHandle<()>> {
-    failures.note("containers", kill_containers(shared, target).await);
-    end_processes(shared, target).await;
-    let pending = release_network(shared, &target.record).await;
+    failures.run("containers", kill_containers(shared, target)).await;
+    let end = async {
+        end_processes(shared, target).await;
+        Ok(())
+    };
+    failures.run("processes", end).await;
+    let mut pending = None;
+    let detach = async {
+        pending = release_network(shared, &target.record).await;
+        Ok(())
+    };
+    failures.run("network", detach).await;
     if let Some(shm) = target.record.shm.clone() {
         let host = Arc::clone(&shared.drivers.host);
-        failures.note("shm", blocking(move || host.unmount(&shm)).await);
+        failures.run("shm", blocking(move || host.unmount(&shm))).await;
     }
     pending
 }

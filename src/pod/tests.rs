@@ -20,6 +20,7 @@ use super::host::fake::FakeHost;
 use super::view::{ContainerState, SandboxState};
 use super::{Drivers, Handler, Layout, PodError, Pods, Settings};
 
+mod failpoints;
 mod retries;
 mod strays;
 mod update;
@@ -307,54 +308,6 @@ async fn stop_kills_when_the_grace_is_over() {
     pods.stop_container(id.as_str(), Duration::from_secs(30)).await.unwrap();
     assert_eq!(begun.elapsed().as_secs(), 30);
     assert_eq!(pods.container(id.as_str()).unwrap().exit_code, 137);
-}
-
-/// The steps that a clean life passes through.
-async fn all_steps() -> Vec<(&'static str, &'static str)> {
-    let node = Node::new();
-    let pods = node.recovered().await;
-    let (sandbox_id, id) = run(&pods, "web").await;
-    pods.stop_container(id.as_str(), Duration::from_secs(1)).await.unwrap();
-    pods.remove_container(id.as_str()).await.unwrap();
-    pods.remove_sandbox(sandbox_id.as_str()).await.unwrap();
-    let seen = pods.shared.faults.seen.lock().unwrap();
-    seen.iter().copied().collect()
-}
-
-#[tokio::test]
-async fn every_step_that_fails_leaves_a_pod_that_can_be_removed() {
-    let steps = all_steps().await;
-    assert!(
-        steps.contains(&("run sandbox", "CNI")) && steps.contains(&("create container", "bundle")),
-        "{steps:?}"
-    );
-    for (verb, step) in steps {
-        let node = Node::new();
-        let pods = node.recovered().await;
-        pods.shared.faults.arm(verb, step);
-        let Ok(sandbox_id) = pods.run_sandbox(sandbox("web")).await else {
-            assert_eq!(node.left(), Vec::<String>::new(), "{verb}: {step}");
-            assert!(pods.list().is_empty(), "{verb}: {step}");
-            // The name is free at once.
-            pods.run_sandbox(sandbox("web")).await.unwrap();
-            continue;
-        };
-        let failed = match pods.create_container(sandbox_id.as_str(), container("app")).await {
-            Ok(id) => {
-                let started = pods.start_container(id.as_str()).await;
-                let stopped = pods.stop_container(id.as_str(), Duration::ZERO).await;
-                let removed = pods.remove_container(id.as_str()).await;
-                started.is_err() || stopped.is_err() || removed.is_err()
-            }
-            Err(_) => {
-                assert!(pods.list()[0].containers.is_empty(), "{verb}: {step}");
-                true
-            }
-        };
-        assert!(failed || verb == "stop container", "{verb}: {step} was not reached");
-        pods.remove_sandbox(sandbox_id.as_str()).await.unwrap();
-        assert_eq!(node.left(), Vec::<String>::new(), "{verb}: {step}");
-    }
 }
 
 #[tokio::test]

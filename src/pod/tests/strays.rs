@@ -166,7 +166,7 @@ async fn the_network_of_a_stopped_sandbox_is_detached_by_the_next_server() {
     let sandbox_id = pods.run_sandbox(sandbox("web")).await.unwrap();
     node.network.inject(cni::fake::Verb::Teardown, cni::fake::Fault::Hang);
     pods.stop_sandbox(sandbox_id.as_str()).await.unwrap();
-    assert_eq!(node.network.attached(), [sandbox_id.clone()]);
+    assert_eq!(node.network.attached(), std::slice::from_ref(&sandbox_id));
     drop(pods);
     for _ in 0..3 {
         node.network.inject(cni::fake::Verb::Teardown, cni::fake::Fault::Fail(11));
