@@ -238,7 +238,7 @@ impl<W: Medium> Sink<W> {
         let (whole, rest) = whole_lines(lines, after_mending.saturating_sub(notice));
         // A notice that nothing follows would be written again and again.
         let useless_notice = whole == 0 && !lines.is_empty();
-        let fragment = if useless_notice { after_mending } else { rest };
+        let fragment = if told && !useless_notice { rest } else { after_mending };
         if fragment > 0 {
             self.torn = self.out.take_back(fragment).is_err();
         }
@@ -383,6 +383,21 @@ mod tests {
         assert_eq!(
             String::from_utf8(sink.out.bytes).unwrap(),
             [missing("4 log lines are"), line("two")].concat()
+        );
+    }
+
+    #[test]
+    fn a_fragment_of_a_notice_is_taken_back_though_no_line_follows() {
+        let mut sink = Sink::new(Disk { room: 5, step: usize::MAX, ..Disk::default() });
+        feed(&mut sink, "one\n");
+        sink.out.room = missing("1 log line is").len() - 10;
+        feed(&mut sink, "open");
+        assert_eq!((&sink.out.bytes[..], sink.torn), (&b""[..], false));
+        sink.out.room = 1000;
+        feed(&mut sink, "two\n");
+        assert_eq!(
+            String::from_utf8(sink.out.bytes).unwrap(),
+            [missing("1 log line is"), line("two")].concat()
         );
     }
 
