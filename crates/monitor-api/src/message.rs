@@ -90,7 +90,7 @@ pub enum Request {
     },
     /// Asks for all containers.
     List,
-    /// Ends the monitor when it has no container; refused as invalid state otherwise.
+    /// Ends the monitor when no container of it lives, be they known or not; refused as invalid state otherwise.
     Shutdown,
 }
 

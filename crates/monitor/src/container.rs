@@ -106,6 +106,11 @@ impl Container {
         self.bundle.join(format!("{command}.log"))
     }
 
+    /// Whether its init is being made or has not ended.
+    pub(crate) fn lives(&self) -> bool {
+        !matches!(self.stage, Stage::Draining(_) | Stage::Exited(_))
+    }
+
     /// As the daemon is told; nothing while it is being created.
     pub(crate) fn state(&self) -> Option<ContainerState> {
         let phase = match &self.stage {

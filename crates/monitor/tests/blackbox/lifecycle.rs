@@ -36,6 +36,18 @@ async fn a_container_runs_to_its_end_and_all_of_it_is_recorded() {
 }
 
 #[tokio::test]
+async fn a_container_that_has_ended_keeps_no_monitor() {
+    let mut pod = Pod::new().await;
+    let plan = pod.plan("exit 0");
+    pod.run(&plan).await;
+    pod.exit().await;
+    // As when the runtime cannot delete it: the daemon frees what it held, and the monitor has nothing left to do.
+    pod.connection.monitor.shutdown().await.unwrap();
+    while pod.connection.events.recv().await.is_some() {}
+    assert!(pod.monitors.connect(&pod.sandbox).await.unwrap().is_none());
+}
+
+#[tokio::test]
 async fn requests_that_the_state_forbids_are_refused_and_repeated_ones_are_not() {
     let mut pod = Pod::new().await;
     let plan = pod.plan("exit 0");
@@ -45,7 +57,10 @@ async fn requests_that_the_state_forbids_are_refused_and_repeated_ones_are_not()
     let refused = |result: Result<(), MonitorError>| result.unwrap_err().refusal();
     assert_eq!(refused(monitor.start(&id).await.map(drop)), Some(RefusalKind::InvalidState));
     assert_eq!(refused(pod.create(&plan).await.map(drop)), Some(RefusalKind::InvalidState));
+    let living = pod.plan("sleep 60");
+    let living = pod.run(&living).await;
     assert_eq!(refused(monitor.shutdown().await), Some(RefusalKind::InvalidState));
+    monitor.delete(&living).await.unwrap();
     monitor.signal(&id, SIGTERM, false).await.unwrap();
     monitor.delete(&id).await.unwrap();
     monitor.delete(&id).await.unwrap();
