@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
-use std::{fs, io};
 use std::sync::Arc;
+use std::{fs, io};
 
 use oci_spec::image::ImageConfiguration;
 use types::{Digest, ImageId};
