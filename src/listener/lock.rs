@@ -14,9 +14,10 @@ use super::{ListenError, at};
 /// Name of the file in the state directory.
 const NAME: &str = "crimson.lock";
 
-/// How long the lock of a dead daemon may linger, and how often it is tried meanwhile. A program that the daemon was about
-/// to start when it was killed has its descriptors until it is executed, the lock's among them.
+/// How long a lock may linger that a dead daemon had, or that a living one has just given back, and how often it is tried
+/// meanwhile. A program that is being started has the descriptors of the daemon until it is executed, the lock's among them.
 const LINGERING: Duration = Duration::from_secs(10);
+const GIVEN_BACK: Duration = Duration::from_millis(500);
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// A lock that lasts until its last clone is dropped or the process ends, however that happens. The file stays:
@@ -27,19 +28,20 @@ pub struct StateLock {
 }
 
 impl StateLock {
-    /// Takes the lock of `state`, or says who has it. Blocks while a dead daemon's lock lingers.
+    /// Takes the lock of `state`, or says who has it. Blocks while the lock may only linger.
     pub(super) fn acquire(state: &Path) -> Result<Self, ListenError> {
         let path = state.join(NAME);
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(&path).map_err(at("opening", &path))?;
-        let deadline = Instant::now() + LINGERING;
+        let begun = Instant::now();
         while let Err(error) = flock(&file, FlockOperation::NonBlockingLockExclusive) {
             if error != rustix::io::Errno::WOULDBLOCK {
                 return Err(at("locking", &path)(error.into()));
             }
             let pid = holder(&mut file);
-            if Instant::now() >= deadline || pid.is_none_or(is_alive) {
+            let patience = if pid.is_none_or(is_alive) { GIVEN_BACK } else { LINGERING };
+            if begun.elapsed() >= patience {
                 return Err(ListenError::StateInUse { state: state.to_owned(), pid });
             }
             std::thread::sleep(PAUSE);
