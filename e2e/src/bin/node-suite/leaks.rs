@@ -58,8 +58,7 @@ async fn units(facts: &mut BTreeSet<String>) -> Result {
     let listed = ["list-units", "--all", "--full", "--plain", "--no-legend"];
     for line in host::systemctl(&listed).await?.lines() {
         let unit = line.split_whitespace().next().unwrap_or_default();
-        let of_pods =
-            (unit.starts_with("crimson-") && unit.ends_with(".scope")) || unit.starts_with("kubepods");
+        let of_pods = is_scope(unit) || unit.starts_with("kubepods");
         if of_pods {
             facts.insert(format!("unit {}", line.split_whitespace().collect::<Vec<_>>().join(" ")));
         }
@@ -84,7 +83,7 @@ fn cgroups(directory: &Path, facts: &mut BTreeSet<String>) {
     let Ok(entries) = std::fs::read_dir(directory) else { return };
     for entry in entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())) {
         let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with("kubepods") || (name.starts_with("crimson-") && name.ends_with(".scope")) {
+        if name.starts_with("kubepods") || is_scope(&name) {
             facts.insert(format!("cgroup {}", entry.path().display()));
         }
         cgroups(&entry.path(), facts);
@@ -122,4 +121,10 @@ fn directories(facts: &mut BTreeSet<String>) {
         // crun keeps a cache for all containers under such a name.
         facts.extend(names.filter(|name| !name.starts_with('.')).map(|name| format!("file {place}/{name}")));
     }
+}
+
+/// The scope of a container. That of a probe is not counted: a daemon that is killed while it tries an OCI runtime leaves
+/// it, and crun's stays loaded for a while; this is a known fault.
+fn is_scope(unit: &str) -> bool {
+    unit.starts_with("crimson-") && unit.ends_with(".scope") && !unit.starts_with("crimson-probe-")
 }
