@@ -11,8 +11,12 @@
 #![no_std]
 #![no_main]
 
-use core::arch::{asm, global_asm};
+use core::arch::global_asm;
 use core::ptr::null;
+
+use call::call;
+
+mod call;
 
 const SIG_SETMASK: usize = 2;
 const SIGINT: u64 = 2;
@@ -20,8 +24,6 @@ const SIGTERM: u64 = 15;
 const SIGCHLD: usize = 17;
 const SIG_IGN: usize = 1;
 const SA_NOCLDWAIT: usize = 2;
-/// Size in bytes of the kernel's set of 64 signals.
-const SIGSET_SIZE: usize = 8;
 
 #[cfg(target_arch = "x86_64")]
 mod number {
@@ -69,36 +71,6 @@ extern "C" fn main() -> ! {
         // SAFETY: the call takes a number and does not return.
         unsafe { call(number::EXIT_GROUP, 0, 0, 0) };
     }
-}
-
-/// A system call with three arguments and the size of a signal set as the fourth, which all three that take one want there.
-///
-/// # Safety
-/// Pointers among the arguments must be valid for what the call does with them.
-#[cfg(target_arch = "x86_64")]
-unsafe fn call(number: usize, one: usize, two: usize, three: usize) -> isize {
-    let answer: isize;
-    // SAFETY: the kernel changes rax, rcx and r11 only, and memory as the caller vouches for.
-    unsafe {
-        asm!("syscall", inlateout("rax") number => answer, in("rdi") one, in("rsi") two, in("rdx") three,
-             in("r10") SIGSET_SIZE, lateout("rcx") _, lateout("r11") _, options(nostack));
-    }
-    answer
-}
-
-/// As above.
-///
-/// # Safety
-/// Pointers among the arguments must be valid for what the call does with them.
-#[cfg(target_arch = "aarch64")]
-unsafe fn call(number: usize, one: usize, two: usize, three: usize) -> isize {
-    let answer: isize;
-    // SAFETY: the kernel changes x0 only, and memory as the caller vouches for.
-    unsafe {
-        asm!("svc 0", in("x8") number, inlateout("x0") one => answer, in("x1") two, in("x2") three,
-             in("x3") SIGSET_SIZE, options(nostack));
-    }
-    answer
 }
 
 /// Required of a program without the standard library; nothing here can panic.

@@ -69,6 +69,9 @@ pub enum NetnsError {
     /// The file that keeps the namespace could not be handled.
     #[error("keep network namespace")]
     File(#[from] FileError),
+    /// The directory that holds namespaces could not be shared.
+    #[error("share the directory of network namespaces")]
+    Directory(#[from] MountError),
     /// The code that was to run in the namespace panicked.
     #[error("work in network namespace {} panicked", path.display())]
     Panicked {
@@ -140,6 +143,7 @@ impl Kind for NetnsError {
         match self {
             Self::Step { source, .. } => ErrorKind::of_io(source),
             Self::File(error) => error.kind(),
+            Self::Directory(error) => error.kind(),
             Self::Panicked { .. } => ErrorKind::Internal,
         }
     }

@@ -1,7 +1,7 @@
 //! What crimson asks of the kernel, and the only crate that may do it with unsafe code.
 //!
 //! Each module owns one kind of request: [`atomic`] files that are whole or absent, [`mount`] and [`overlay_view`]
-//! mounts, [`netns`] network namespaces, [`beneath`] paths inside an untrusted root, [`pidfd`] processes that cannot be
+//! mounts, [`netns`] network namespaces, [`userns`] user namespaces and their id maps, [`beneath`] paths inside an untrusted root, [`pidfd`] processes that cannot be
 //! confused with others, [`fdpass`] descriptors over sockets, [`signals`] and [`process`] what a supervisor of children
 //! needs, [`spawn`] starting programs, [`pause`] the first process of a pod.
 //!
@@ -28,6 +28,7 @@ pub mod process;
 pub mod random;
 pub mod signals;
 pub mod spawn;
+pub mod userns;
 
 mod error;
 mod mountinfo;

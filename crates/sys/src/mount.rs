@@ -16,7 +16,10 @@ use crate::error::MountError;
 
 pub use crate::mountinfo::{MountEntry, Propagation};
 
+mod idmap;
 pub(crate) mod overlay;
+
+pub use idmap::{bind_mapped, overlay_mapped, probe as probe_idmap};
 
 /// The parts of an overlay.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,6 +32,9 @@ pub struct Overlay {
     pub work: Option<PathBuf>,
     /// Whether nothing may be changed. `upper`, if given, is then read like a topmost lower directory.
     pub readonly: bool,
+    /// The SELinux label of every file in it, whatever labels the directories have. One directory alone, which is bound, keeps its
+    /// own. Without SELinux the kernel refuses it.
+    pub context: Option<String>,
 }
 
 /// Makes `source`, a directory or file, appear at `target` as well. Mounts below it do not.

@@ -8,11 +8,15 @@ use std::path::Path;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
-use rustix::mount::UnmountFlags;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
 
 use crate::error::{FileError, NetnsError};
+use crate::userns::{Holder, IdMaps};
+
+mod directory;
+
+pub use directory::share;
 
 /// The type of the filesystem that namespaces live in.
 const NSFS_MAGIC: i64 = 0x6e73_6673;
@@ -23,16 +27,37 @@ const NSFS_MAGIC: i64 = 0x6e73_6673;
 /// # Errors
 /// [`NetnsError`] with the step that failed; nothing is left at `path` then.
 pub fn create(path: &Path) -> Result<(), NetnsError> {
+    create_by(path, || {
+        let made = crate::thread::run("new-netns", || make_here(path));
+        let made = made.map_err(|e| NetnsError::new("make", path, e))?;
+        made.unwrap_or_else(|| Err(NetnsError::Panicked { path: path.to_owned() }))
+    })
+}
+
+/// Like [`create`], with a namespace that belongs to a new user namespace with these maps. The user namespace lives as long as
+/// this one does; [`crate::userns::owner_of`] finds it.
+///
+/// # Errors
+/// As [`create`].
+pub fn create_owned(path: &Path, maps: &IdMaps) -> Result<(), NetnsError> {
+    create_by(path, || {
+        let failed = |action| move |e: io::Error| NetnsError::new(action, path, e);
+        let mut holder = Holder::start(maps).map_err(failed("make an owner for"))?;
+        let made = holder.make_netns().map_err(failed("make"))?;
+        rustix::mount::mount_bind(&made, path).map_err(|e| NetnsError::new("keep", path, e))?;
+        run_in(path, loopback_up)?.map_err(failed("bring up loopback in"))
+    })
+}
+
+/// Makes the file, and with `make` the namespace at it.
+fn create_by(path: &Path, make: impl FnOnce() -> Result<(), NetnsError>) -> Result<(), NetnsError> {
     if let Some(parent) = path.parent() {
         crate::atomic::create_dir_all(parent, 0o755)?;
     }
     let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::RGRP | Mode::ROTH;
     drop(rustix::fs::open(path, flags, mode).map_err(|e| FileError::new("create", path, e))?);
-    let made =
-        crate::thread::run("new-netns", || make_here(path)).map_err(|e| NetnsError::new("make", path, e));
-    made.and_then(|made| made.unwrap_or_else(|| Err(NetnsError::Panicked { path: path.to_owned() })))
-        .inspect_err(|_| drop(remove(path)))
+    make().inspect_err(|_| drop(remove(path)))
 }
 
 /// The calling thread gets the new namespace, sets it up from inside and binds it.
@@ -42,22 +67,24 @@ fn make_here(path: &Path) -> Result<(), NetnsError> {
     rustix::mount::mount_bind("/proc/thread-self/ns/net", path).map_err(|e| NetnsError::new("keep", path, e))
 }
 
-/// Gives the namespace at `path` up and removes the file. What still uses it (a process, an open socket) keeps it alive. A
+/// Gives the namespace at `path` up and removes the file, also one that a later mount of the directory has covered. What still uses it (a process, an open socket) keeps it alive. A
 /// missing namespace or file is a success.
 ///
 /// # Errors
 /// [`NetnsError`] when the file stays.
 pub fn remove(path: &Path) -> Result<(), NetnsError> {
-    loop {
-        match rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW) {
-            Ok(()) => {}
-            Err(Errno::INVAL) => break,
-            Err(Errno::NOENT) => return Ok(()),
-            Err(error) => return Err(NetnsError::new("unmount", path, error)),
-        }
+    match directory::unmount_all(path) {
+        Ok(_) => unlink(path),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(NetnsError::new("unmount", path, error)),
     }
+}
+
+/// A file at which something is mounted still, below a mount that covers the directory, is busy.
+fn unlink(path: &Path) -> Result<(), NetnsError> {
     match rustix::fs::unlink(path) {
         Ok(()) | Err(Errno::NOENT) => Ok(()),
+        Err(Errno::BUSY) if matches!(directory::uncover(path), Ok(true)) => unlink(path),
         Err(error) => Err(NetnsError::File(FileError::new("remove", path, error))),
     }
 }
@@ -145,6 +172,27 @@ mod tests {
         remove(&path).unwrap();
         remove(&path).unwrap();
         assert!(!path.try_exists().unwrap() && !is_namespace(&path).unwrap());
+    }
+
+    #[test]
+    fn a_namespace_can_belong_to_a_user_namespace_and_keeps_it_alive() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("owned");
+        let map = crate::userns::IdMap { outside: 100_000, length: 10 };
+        create_owned(&path, &IdMaps { uids: map, gids: map }).unwrap();
+        let owner = crate::userns::owner_of(&path).unwrap();
+        let owner = std::fs::File::from(owner).metadata().unwrap().ino();
+        assert_ne!(owner, std::fs::metadata("/proc/self/ns/user").unwrap().ino());
+        run_in(&path, || {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        })
+        .unwrap();
+        assert!(create_owned(&path, &IdMaps { uids: map, gids: map }).is_err());
+        remove(&path).unwrap();
+        let none = crate::userns::IdMap { outside: 0, length: 0 };
+        assert!(create_owned(&path, &IdMaps { uids: none, gids: map }).is_err());
+        assert!(!path.try_exists().unwrap());
     }
 
     #[test]

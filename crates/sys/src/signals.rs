@@ -2,7 +2,8 @@
 //!
 //! A handler writes the number of each signal caught into a pipe. Blocking signals and reading them from a signalfd would be
 //! shorter, but programs started afterwards would inherit the blocked signals, through an OCI runtime down to the
-//! application, which then could not be terminated. Handlers end at exec by themselves.
+//! application, which then could not be terminated. Handlers end at exec by themselves. For the same reason a supervisor
+//! begins with [`reset`].
 //!
 //! State: one pipe for the process, made by the first [`Signals::catch`] and never closed, since a handler may run at any
 //! time.
@@ -66,6 +67,35 @@ impl Signals {
     }
 }
 
+/// Gives every signal its default meaning and lets all of them through, whatever this program was started with: a shell's
+/// background job ignores SIGINT and SIGQUIT, `nohup` SIGHUP, and both that and the mask would be inherited by every program
+/// started afterwards, applications in containers among them. To be called first, while there is one thread.
+///
+/// SIGPIPE stays as the standard library has set it; that gives it back to each program that it starts. So do the two numbers
+/// that the C library keeps to itself: glibc's `posix_spawn` has every program begin with them ignored, and who uses them sets
+/// them first.
+///
+/// # Errors
+/// The kernel's answer.
+pub fn reset() -> io::Result<()> {
+    // The C library refuses its own two like those that nobody can change.
+    for signal in (1..=libc::SIGRTMAX()).filter(|signal| *signal != libc::SIGPIPE) {
+        match set(signal, libc::SIG_DFL) {
+            Err(error) if error.raw_os_error() != Some(libc::EINVAL) => return Err(error),
+            _ => {}
+        }
+    }
+    unblock_all()
+}
+
+fn unblock_all() -> io::Result<()> {
+    // SAFETY: sigset_t is a plain C structure for which all zeros is a valid value, and here an empty set.
+    let none: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is only read, and nothing is asked to be written.
+    let answer = unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut()) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(answer)) }
+}
+
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
@@ -79,11 +109,16 @@ fn close(fd: RawFd) {
 
 fn install(signal: i32) -> io::Result<()> {
     let handler: extern "C" fn(c_int) = on_signal;
+    set(signal, handler as libc::sighandler_t)
+}
+
+/// `what` is the default one or a handler that takes a number.
+fn set(signal: i32, what: libc::sighandler_t) -> io::Result<()> {
     // SAFETY: sigaction is a plain C structure for which all zeros is a valid value: no flags, nothing else blocked.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
-    action.sa_sigaction = handler as libc::sighandler_t;
+    action.sa_sigaction = what;
     action.sa_flags = libc::SA_RESTART;
-    // SAFETY: the handler has the type that an action without SA_SIGINFO needs and calls only what signal-safety(7) allows.
+    // SAFETY: the only handler has the type that an action without SA_SIGINFO needs and calls only what signal-safety(7) allows.
     let answer = unsafe { libc::sigaction(signal, &raw const action, std::ptr::null_mut()) };
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
@@ -129,10 +164,42 @@ mod tests {
             assert_eq!(signals.next().unwrap(), Some(signal));
         }
         assert!(install(libc::SIGKILL).is_err());
-        let status = Command::new("cat").arg("/proc/self/status").output().unwrap();
-        let status = String::from_utf8(status.stdout).unwrap();
+        let status = status_of_child();
         for line in ["SigBlk:\t0000000000000000", "SigCgt:\t0000000000000000"] {
             assert!(status.contains(line), "{line} in\n{status}");
         }
+    }
+
+    fn status_of_child() -> String {
+        let status = Command::new("cat").arg("/proc/self/status").output().unwrap();
+        String::from_utf8(status.stdout).unwrap()
+    }
+
+    /// In a process of its own, started as a careless supervisor would.
+    #[test]
+    fn a_reset_leaves_nothing_of_what_the_starter_ignored_and_blocked() {
+        const ROLE: &str = "SYS_TEST_RESET";
+        /// With the C library's own two, and without.
+        const NOTHING: [&str; 2] = ["SigIgn:\t0000000180000000", "SigIgn:\t0000000000000000"];
+        if std::env::var_os(ROLE).is_some() {
+            let status = status_of_child();
+            assert!(!NOTHING.iter().any(|line| status.contains(line)), "the test proves nothing:\n{status}");
+            // The test's own thread, from which children inherit the mask.
+            reset().unwrap();
+            let status = status_of_child();
+            assert!(status.contains("SigBlk:\t0000000000000000"), "{status}");
+            assert!(NOTHING.iter().any(|line| status.contains(line)), "{status}");
+            return;
+        }
+        let test = "signals::tests::a_reset_leaves_nothing_of_what_the_starter_ignored_and_blocked";
+        let signals = "INT,QUIT,HUP,USR1,RTMIN+2";
+        let output = Command::new("env")
+            .args([format!("--ignore-signal={signals}"), format!("--block-signal={signals},CHLD,PIPE")])
+            .arg(std::env::current_exe().unwrap())
+            .args(["--exact", test])
+            .env(ROLE, "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
     }
 }

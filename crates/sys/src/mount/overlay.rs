@@ -7,7 +7,7 @@
 use std::ffi::CString;
 use std::fmt::Write;
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags};
@@ -17,7 +17,7 @@ use rustix::mount::{
     fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, move_mount,
 };
 
-use super::{Overlay, bind, remount_readonly, unmount};
+use super::{Overlay, bind, idmap, remount_readonly, unmount};
 use crate::error::MountError;
 
 /// Longest value the kernel takes for one option of fsconfig.
@@ -28,6 +28,7 @@ const MAX_OPTION: usize = 255;
 pub(crate) struct Layers {
     lowers: Vec<Layer>,
     upper: Option<(Layer, Layer)>,
+    context: Option<String>,
 }
 
 #[derive(Debug)]
@@ -79,7 +80,8 @@ impl Layers {
             }
             (None, _) => None,
         };
-        Ok(Self { lowers: lowers.map(Layer::open).collect::<Result<_, _>>()?, upper })
+        let lowers = lowers.map(Layer::open).collect::<Result<_, _>>()?;
+        Ok(Self { lowers, upper, context: overlay.context.clone() })
     }
 
     /// The only directory there is, when the kernel would refuse to make an overlay of it.
@@ -87,6 +89,26 @@ impl Layers {
         match self.lowers.as_slice() {
             [only] if self.upper.is_none() => Some(&only.path),
             _ => None,
+        }
+    }
+
+    /// How many directories are only read.
+    pub(super) fn len(&self) -> usize {
+        self.lowers.len()
+    }
+
+    /// One of the directories that are only read, mapped and mounted nowhere.
+    pub(super) fn mapped(&self, at: usize, userns: BorrowedFd<'_>) -> Result<OwnedFd, MountError> {
+        let layer = self.lowers.get(at).ok_or(MountError::Overlay("it has no such layer"))?;
+        idmap::detached(&layer.path, userns, idmap::Copy::Layer)
+            .map_err(|e| MountError::new("map the ids of layer", &layer.path, e))
+    }
+
+    /// Has another mount of it take the place of one of the directories that are only read.
+    pub(super) fn replace(&mut self, at: usize, mount: OwnedFd) {
+        if let Some(layer) = self.lowers.get_mut(at) {
+            // By its descriptor only: the path leads to the first mount.
+            *layer = Layer { path: PathBuf::new(), fd: mount };
         }
     }
 
@@ -121,6 +143,9 @@ impl Layers {
         };
         // With an index, as some kernels have by default, layers could not be shared by overlays.
         fsconfig_set_string(config, "index", "off")?;
+        if let Some(label) = &self.context {
+            fsconfig_set_string(config, "context", label.as_str())?;
+        }
         fsconfig_create(config)?;
         fsmount(config, FsMountFlags::FSMOUNT_CLOEXEC, attributes).map(Some)
     }
@@ -138,22 +163,32 @@ impl Layers {
             }
             None => MountFlags::RDONLY,
         };
+        if let Some(label) = &self.context {
+            // A label has commas, between categories.
+            let written = write!(options, ",context=\"{label}\"");
+            debug_assert!(written.is_ok(), "a string takes any text");
+        }
         let options = CString::new(options).map_err(|_| Errno::INVAL)?;
         rustix::mount::mount("overlay", target, "overlay", flags, options.as_c_str())
     }
 }
 
 pub(crate) fn mount_at(layers: &Layers, target: &Path) -> Result<(), MountError> {
-    let failed = |e: io::Error| MountError::new("mount overlay at", target, e);
     if let Some(only) = layers.single() {
         bind(only, target)?;
         return remount_readonly(target).inspect_err(|_| drop(unmount(target)));
     }
-    let mounted = match layers.detached().map_err(failed)? {
+    let failed = |e: io::Error| MountError::new("mount overlay at", target, e);
+    let mounted = match make(layers, target)? {
         Some(mount) => move_mount(&mount, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH),
         None => layers.mount_by_options(target),
     };
     mounted.map_err(|e| failed(e.into()))
+}
+
+/// The overlay that is to be mounted at `target`, as [`Layers::detached`] gives it.
+pub(super) fn make(layers: &Layers, target: &Path) -> Result<Option<OwnedFd>, MountError> {
+    layers.detached().map_err(|e| MountError::new("mount overlay at", target, e))
 }
 
 /// The error with the messages that the kernel keeps for whoever configures a filesystem: one for each read, beginning with
@@ -205,7 +240,12 @@ mod tests {
         }
 
         fn writable(&self, lowers: Vec<PathBuf>) -> Overlay {
-            Overlay { lowers, upper: Some(self.at("upper")), work: Some(self.at("work")), readonly: false }
+            Overlay {
+                lowers,
+                upper: Some(self.at("upper")),
+                work: Some(self.at("work")),
+                ..Overlay::default()
+            }
         }
     }
 
@@ -345,5 +385,21 @@ mod tests {
             .unwrap();
         let of_one = std::fs::File::from(one).metadata().unwrap().ino();
         assert_eq!(of_one, std::fs::metadata(&lowers[0]).unwrap().ino());
+    }
+
+    #[test]
+    fn a_label_is_given_to_the_kernel_which_refuses_it_without_selinux() {
+        if std::fs::exists("/sys/fs/selinux/enforce").unwrap() {
+            return;
+        }
+        let place = Place::new();
+        let context = Some("system_u:object_r:container_file_t:s0:c1,c2".to_owned());
+        let labelled = Overlay { context, ..place.writable(place.lowers(2, |n| format!("l{n}"))) };
+        on_private_thread(move || {
+            let layers = Layers::of(&labelled).unwrap();
+            assert!(layers.detached().is_err());
+            assert!(layers.mount_by_options(&place.at("merged")).is_err());
+        })
+        .unwrap();
     }
 }
