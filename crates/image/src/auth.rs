@@ -1,11 +1,16 @@
-//! Credentials of one pull, in the forms CRI hands them over.
+//! Credentials of one pull, in the forms CRI hands them over, and those of the machine, in [`files`].
 //!
 //! Promise: secrets never appear in `Debug` output, and credentials that name a server are used for no other.
+
+mod files;
 
 use std::fmt;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
+use types::Digest;
+
+pub(crate) use files::AuthFiles;
 
 /// Credentials as kubelet sends them; empty fields are absent.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -40,6 +45,19 @@ pub(crate) enum Credentials {
     Basic { username: String, password: String },
     Identity { username: String, token: String },
     Bearer(String),
+}
+
+impl Credentials {
+    /// Tells credentials apart without knowing them.
+    pub(crate) fn fingerprint(&self) -> Digest {
+        let (kind, first, second) = match self {
+            Self::Anonymous => ("anonymous", "", ""),
+            Self::Basic { username, password } => ("basic", username.as_str(), password.as_str()),
+            Self::Identity { username, token } => ("identity", username.as_str(), token.as_str()),
+            Self::Bearer(token) => ("bearer", "", token.as_str()),
+        };
+        crate::hash::digest_of(format!("{kind}\0{}\0{first}{second}", first.len()).as_bytes())
+    }
 }
 
 impl fmt::Debug for Credentials {

@@ -4,10 +4,10 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use types::{Digest, ErrorKind, Kind};
+use types::{Digest, ErrorKind, ImageId, Kind};
 
 use crate::auth::AuthError;
-use crate::reference::ReferenceError;
+use crate::reference::{Reference, ReferenceError};
 use crate::unpack::UnpackError;
 
 /// A failed image operation.
@@ -129,6 +129,14 @@ pub enum ImageError {
     /// No stored image answers to this name.
     #[error("image {0:?} is not known")]
     Unknown(String),
+    /// The image was whole once, and somebody took a layer of it away.
+    #[error("layer {layer} of image {image} is missing on disk, the image has to be pulled again")]
+    Damaged {
+        /// The image.
+        image: ImageId,
+        /// The layer's diff id.
+        layer: Digest,
+    },
     /// The owner of a lease is not a plain name.
     #[error("{0:?} cannot own a lease: expected letters, digits, '.', '_' and '-'")]
     Owner(String),
@@ -177,6 +185,24 @@ impl ImageError {
         if is_full(&source) { Self::DiskFull { what: op } } else { Self::Store { op, source } }
     }
 
+    /// The same with the image's name in it.
+    pub(crate) fn of_image(self, reference: &Reference) -> Self {
+        let name = reference.to_string();
+        match self {
+            Self::DiskFull { what } if !what.contains(&name) => {
+                Self::DiskFull { what: format!("{what} for {name}") }
+            }
+            Self::Store { op, source } if !op.contains(&name) => {
+                Self::Store { op: format!("{op} for {name}"), source }
+            }
+            other => other,
+        }
+    }
+
+    pub(crate) fn lost_layer(image: &ImageId, layer: &Digest) -> Self {
+        Self::Damaged { image: image.clone(), layer: layer.clone() }
+    }
+
     /// The same for the durable file operations of `sys`.
     pub(crate) fn file(op: impl Into<String>, source: sys::FileError) -> Self {
         let op = op.into();
@@ -201,7 +227,9 @@ impl Kind for ImageError {
             Self::Unpack { source, .. } if source.is_of_content() => ErrorKind::InvalidArgument,
             Self::Unauthenticated { .. } => ErrorKind::Unauthenticated,
             Self::Denied { .. } => ErrorKind::PermissionDenied,
-            Self::NotFound { .. } | Self::NoPlatform { .. } | Self::Unknown(_) => ErrorKind::NotFound,
+            Self::NotFound { .. } | Self::NoPlatform { .. } | Self::Unknown(_) | Self::Damaged { .. } => {
+                ErrorKind::NotFound
+            }
             Self::Unavailable { .. } => ErrorKind::Unavailable,
             Self::DiskFull { .. } => ErrorKind::ResourceExhausted,
             Self::Hosts { .. } => ErrorKind::FailedPrecondition,
@@ -235,5 +263,12 @@ mod tests {
         let full = io::Error::from(io::ErrorKind::StorageFull);
         assert_eq!(ImageError::store("writing", full).kind(), ErrorKind::ResourceExhausted);
         assert_eq!(ImageError::store("writing", io::Error::other("x")).kind(), ErrorKind::Internal);
+        let reference = Reference::parse("a:1").unwrap();
+        let full = io::Error::from(io::ErrorKind::StorageFull);
+        let named = ImageError::store("the work on it", full).of_image(&reference).of_image(&reference);
+        assert_eq!(
+            named.to_string(),
+            "no space is left for the work on it for docker.io/library/a:1 in the image store"
+        );
     }
 }

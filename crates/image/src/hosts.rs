@@ -144,6 +144,11 @@ impl Endpoint {
         }
     }
 
+    /// A server that nothing is configured for.
+    pub(crate) fn foreign(authority: &str) -> Self {
+        Self { tls: true, is_registry: false, ..Self::of_registry(authority) }
+    }
+
     fn parse(url: &str, registry: &str) -> Result<Self, HostsError> {
         let (tls, rest) = match url.split_once("://") {
             Some(("https", rest)) => (true, rest),

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::Semaphore;
@@ -9,7 +10,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use types::ImageId;
 
+use crate::counts::Counts;
 use crate::error::ImageError;
+use crate::parts::Parts;
 use crate::pull::{InFlight, LayerLocks, PullRequest};
 use crate::record::{ImageRecord, Rootfs};
 use crate::reference::Reference;
@@ -18,6 +21,9 @@ use crate::source::ImageSource;
 use crate::store::{Store, StoreUsage};
 
 const DEFAULT_PARALLEL_DOWNLOADS: usize = 3;
+const DEFAULT_PROGRESS: Duration = Duration::from_secs(60);
+/// How long what an earlier process left of a pull waits to be taken up.
+const LEFTOVERS_KEPT: Duration = Duration::from_secs(3600);
 
 /// Where the store is and how it pulls.
 #[derive(Debug, Clone, Default)]
@@ -30,6 +36,10 @@ pub struct StoreConfig {
     pub pinned: Vec<String>,
     /// Layers being downloaded at a time, over all pulls; 0 means 3.
     pub max_parallel_downloads: usize,
+    /// How long nothing may come of a server before a download is cut and goes on; zero means a minute.
+    pub progress_timeout: Duration,
+    /// Files in the format of Docker's `config.json`, with credentials for pulls that bring none.
+    pub auth_files: Vec<PathBuf>,
 }
 
 /// The image store.
@@ -41,10 +51,12 @@ pub struct Images {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) store: Arc<Store>,
+    pub(crate) parts: Parts,
     tuning: RwLock<Arc<Tuning>>,
-    pub(crate) environment: Environment,
+    pub(crate) environment: Arc<Environment>,
     pub(crate) layer_locks: LayerLocks,
     pub(crate) in_flight: InFlight,
+    pub(crate) counts: Arc<Counts>,
     pub(crate) tasks: TaskTracker,
     pub(crate) closing: CancellationToken,
 }
@@ -53,17 +65,52 @@ pub(crate) struct Shared {
 #[derive(Debug)]
 pub(crate) struct Tuning {
     pub(crate) registry_config_dir: Option<PathBuf>,
+    pub(crate) progress_timeout: Duration,
+    pub(crate) auth_files: Vec<PathBuf>,
     pub(crate) downloads: Semaphore,
+    pub(crate) unpacks: Semaphore,
 }
 
 impl Tuning {
-    fn new(registry_config_dir: Option<PathBuf>, parallel: usize) -> Arc<Self> {
-        let parallel = if parallel == 0 { DEFAULT_PARALLEL_DOWNLOADS } else { parallel };
-        Arc::new(Self { registry_config_dir, downloads: Semaphore::new(parallel) })
+    fn new(config: StoreConfig) -> Arc<Self> {
+        let StoreConfig { registry_config_dir, auth_files, max_parallel_downloads, progress_timeout, .. } =
+            config;
+        let parallel =
+            if max_parallel_downloads == 0 { DEFAULT_PARALLEL_DOWNLOADS } else { max_parallel_downloads };
+        let progress_timeout = if progress_timeout.is_zero() { DEFAULT_PROGRESS } else { progress_timeout };
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        // A layer that waits for its download takes no processor, so that there are as many at least.
+        let unpacks = Semaphore::new(cores.max(parallel));
+        let downloads = Semaphore::new(parallel);
+        Arc::new(Self { registry_config_dir, progress_timeout, auth_files, downloads, unpacks })
     }
 }
 
 impl Shared {
+    /// What a process that ended left of its pulls does not wait for ever.
+    fn expire_leftovers(self: &Arc<Self>) {
+        let leftover = self.store.resumable();
+        if leftover.is_empty() && self.parts.is_empty() {
+            return;
+        }
+        let shared = Arc::clone(self);
+        self.tasks.spawn(async move {
+            let waited = shared.closing.run_until_cancelled(tokio::time::sleep(LEFTOVERS_KEPT)).await;
+            if waited.is_none() {
+                return;
+            }
+            let (tasks, shared) = (shared.tasks.clone(), Arc::clone(&shared));
+            let swept = blocking(&tasks, move || {
+                leftover.iter().for_each(|diff_id| shared.parts.unmark(diff_id));
+                shared.store.forget_resumable(&leftover);
+                shared.parts.sweep();
+                shared.store.collect_garbage();
+                Ok(())
+            });
+            drop(swept.await);
+        });
+    }
+
     pub(crate) fn tuning(&self) -> Arc<Tuning> {
         Arc::clone(&self.tuning.read().unwrap_or_else(PoisonError::into_inner))
     }
@@ -76,26 +123,31 @@ impl Images {
     /// [`ImageError::Store`] or [`ImageError::DiskFull`] when the directories cannot be made or read.
     pub async fn open(config: StoreConfig) -> Result<Self, ImageError> {
         let tasks = TaskTracker::new();
-        let StoreConfig { root, registry_config_dir, pinned, max_parallel_downloads } = config;
-        let store = blocking(&tasks, move || Store::open(&root, pinned)).await?;
-        Ok(Self {
+        let (root, pinned) = (config.root.clone(), config.pinned.clone());
+        let opened = blocking(&tasks, move || Ok((Store::open(&root, pinned)?, Parts::open(&root))));
+        let (store, parts) = opened.await?;
+        let images = Self {
             shared: Arc::new(Shared {
                 store,
-                tuning: RwLock::new(Tuning::new(registry_config_dir, max_parallel_downloads)),
-                environment: Environment::of_process(),
+                parts,
+                tuning: RwLock::new(Tuning::new(config)),
+                environment: Arc::new(Environment::of_process()),
                 layer_locks: LayerLocks::default(),
                 in_flight: InFlight::default(),
+                counts: Arc::default(),
                 tasks,
                 closing: CancellationToken::new(),
             }),
-        })
+        };
+        images.shared.expire_leftovers();
+        Ok(images)
     }
 
     /// Works by another configuration from now on; its `root` is not looked at. Pulls under way end as they began, so that
     /// for their duration more layers may be fetched at a time than either configuration allows.
     pub fn reconfigure(&self, config: StoreConfig) {
-        let StoreConfig { root: _, registry_config_dir, pinned, max_parallel_downloads } = config;
-        let tuning = Tuning::new(registry_config_dir, max_parallel_downloads);
+        let pinned = config.pinned.clone();
+        let tuning = Tuning::new(config);
         *self.shared.tuning.write().unwrap_or_else(PoisonError::into_inner) = tuning;
         self.shared.store.pin_by(pinned);
     }
@@ -146,7 +198,8 @@ impl Images {
     /// What images take on disk, as accounted.
     #[must_use]
     pub fn usage(&self) -> StoreUsage {
-        self.shared.store.usage()
+        let usage = self.shared.store.usage();
+        StoreUsage { used_bytes: usage.used_bytes + self.shared.parts.bytes(), ..usage }
     }
 
     /// Keeps the image's layers for `owner` (a plain name) until it releases them, across restarts of the daemon and

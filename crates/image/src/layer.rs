@@ -1,18 +1,22 @@
 //! From a layer's bytes, as they arrive, to a verified directory: hash, decompress, hash again, unpack.
 //!
 //! Runs on a blocking thread; the downloading task feeds it through a bounded channel, so that a slow disk slows the
-//! download down and memory stays bounded.
+//! download down and memory stays bounded. What took how long goes to the log, one event per layer.
+
+mod clock;
 
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::fd::OwnedFd;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use flate2::bufread::MultiGzDecoder;
-use tokio::sync::mpsc;
 use types::Digest;
 
-use crate::hash::{Hasher, HashingReader};
-use crate::unpack::{UnpackError, Unpacked, unpack};
+use crate::error::{ImageError, is_full};
+use crate::hash::Hasher;
+use crate::pull::Chunks;
+use crate::unpack::{Target, UnpackError, Unpacked, limit, unpack_within};
+use clock::{Clock, Part};
 
 /// What a layer must turn out to be.
 #[derive(Debug, Clone)]
@@ -33,23 +37,41 @@ pub(crate) enum LayerError {
     Unpack(UnpackError),
 }
 
+impl LayerError {
+    /// The error of the pull or load of `reference` in which this happened.
+    pub(crate) fn of(self, layer: &Digest, reference: impl ToString) -> ImageError {
+        let (reference, layer) = (reference.to_string(), layer.clone());
+        match self {
+            Self::Corrupt(detail) => {
+                ImageError::Corrupt { reference, what: format!("layer {layer}"), detail }
+            }
+            Self::Unpack(error) if error.io().is_some_and(is_full) => {
+                ImageError::DiskFull { what: format!("layer {layer} of {reference}") }
+            }
+            Self::Unpack(source) => ImageError::Unpack { reference, layer, source },
+        }
+    }
+}
+
 const GZIP: &[u8] = &[0x1f, 0x8b];
 const ZSTD: &[u8] = &[0x28, 0xb5, 0x2f, 0xfd];
 const DECODED_BUFFER: usize = 128 << 10;
 /// 128 MiB, what `zstd --long` makes at most; anything larger would let an image choose how much memory we take.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
-/// Unpacks the blob in `blob` into the empty directory `root`, verifying both digests.
+/// Unpacks the blob in `blob`, verifying both digests.
 pub(crate) fn unpack_blob(
-    blob: mpsc::Receiver<Bytes>,
+    blob: impl Chunks + 'static,
     expected: &Expected,
-    root: OwnedFd,
+    target: impl Into<Target>,
 ) -> Result<Unpacked, LayerError> {
-    let mut source = BlobReader::new(blob, expected.size);
-    match unpack_stream(&mut source, root) {
-        Ok((unpacked, diff_id)) => {
+    let clock = Rc::new(Clock::start());
+    let mut source = BlobReader::new(blob, expected.size, Rc::clone(&clock));
+    match unpack_stream(&mut source, target.into(), &clock) {
+        Ok((unpacked, content)) => {
             source.verify(&expected.digest)?;
-            check("content", &expected.diff_id, &diff_id)?;
+            check("content", &expected.diff_id, &content.diff_id)?;
+            clock.log(expected, content.size);
             Ok(unpacked)
         }
         // Corrupt bytes look like a malformed archive; the blob's digest tells which of the two it is.
@@ -61,14 +83,23 @@ pub(crate) fn unpack_blob(
     }
 }
 
-fn unpack_stream(source: &mut BlobReader, root: OwnedFd) -> Result<(Unpacked, Digest), UnpackError> {
+/// What the decompressor gave in all.
+struct Content {
+    diff_id: Digest,
+    size: u64,
+}
+
+fn unpack_stream(
+    source: &mut BlobReader,
+    target: Target,
+    clock: &Rc<Clock>,
+) -> Result<(Unpacked, Content), UnpackError> {
+    let limit = limit(source.size);
     let decoder = Decoder::new(source).map_err(|error| read_error(error, ""))?;
-    let input = BufReader::with_capacity(DECODED_BUFFER, HashingReader::new(decoder));
-    let (unpacked, mut input) = unpack(input, root)?;
-    // What follows the archive's end (padding, mostly) belongs to the layer's identity as well.
-    io::copy(&mut input, &mut io::sink()).map_err(|error| read_error(error, "/"))?;
-    let (_, diff_id) = input.into_inner().finish();
-    Ok((unpacked, diff_id))
+    let input = BufReader::with_capacity(DECODED_BUFFER, ContentReader::new(decoder, Rc::clone(clock)));
+    let (unpacked, input) = unpack_within(limit, input, target)?;
+    let ContentReader { hasher, seen, .. } = input.into_inner();
+    Ok((unpacked, Content { diff_id: hasher.finish(), size: seen }))
 }
 
 fn read_error(error: io::Error, after: &str) -> UnpackError {
@@ -119,18 +150,43 @@ impl Read for Decoder<'_> {
     }
 }
 
+/// Reads what the decompressor gives, hashing and counting it.
+struct ContentReader<'a> {
+    decoder: Decoder<'a>,
+    hasher: Hasher,
+    seen: u64,
+    clock: Rc<Clock>,
+}
+
+impl<'a> ContentReader<'a> {
+    fn new(decoder: Decoder<'a>, clock: Rc<Clock>) -> Self {
+        Self { decoder, hasher: Hasher::new(), seen: 0, clock }
+    }
+}
+
+impl Read for ContentReader<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.clock.during(Part::Decompress, || self.decoder.read(buffer))?;
+        let bytes = buffer.get(..count).unwrap_or_default();
+        self.clock.during(Part::Hash, || self.hasher.update(bytes));
+        self.seen += bytes.len() as u64;
+        Ok(count)
+    }
+}
+
 /// Reads a blob from the channel, hashing and counting it.
 struct BlobReader {
-    blob: mpsc::Receiver<Bytes>,
+    blob: Box<dyn Chunks>,
     current: Bytes,
     hasher: Hasher,
     seen: u64,
     size: u64,
+    clock: Rc<Clock>,
 }
 
 impl BlobReader {
-    fn new(blob: mpsc::Receiver<Bytes>, size: u64) -> Self {
-        Self { blob, current: Bytes::new(), hasher: Hasher::new(), seen: 0, size }
+    fn new(blob: impl Chunks + 'static, size: u64, clock: Rc<Clock>) -> Self {
+        Self { blob: Box::new(blob), current: Bytes::new(), hasher: Hasher::new(), seen: 0, size, clock }
     }
 
     /// The first bytes, not consumed; fewer only when the blob is shorter.
@@ -143,12 +199,13 @@ impl BlobReader {
     }
 
     fn receive(&mut self) -> io::Result<Option<Bytes>> {
-        let Some(chunk) = self.blob.blocking_recv() else { return Ok(None) };
+        let received = self.clock.during(Part::Network, || self.blob.next())?;
+        let Some(chunk) = received else { return Ok(None) };
         self.seen += chunk.len() as u64;
         if self.seen > self.size {
             return Err(io::Error::new(io::ErrorKind::InvalidData, "the blob is longer than announced"));
         }
-        self.hasher.update(&chunk);
+        self.clock.during(Part::Hash, || self.hasher.update(&chunk));
         Ok(Some(chunk))
     }
 

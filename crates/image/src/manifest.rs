@@ -26,11 +26,14 @@ const IMAGE_CONFIGS: [&str; 3] = [
     "application/vnd.docker.container.image.v1+json",
     "application/octet-stream",
 ];
-const IMAGE_LAYERS: [&str; 3] = [
-    "application/vnd.oci.image.layer.",
-    "application/vnd.docker.image.rootfs.diff.tar",
-    "application/vnd.docker.image.rootfs.foreign.diff.tar",
+/// Layers, and what is behind their names when they are compressed.
+const IMAGE_LAYERS: [(&str, [&str; 3]); 4] = [
+    ("application/vnd.oci.image.layer.v1.tar", ["", "+gzip", "+zstd"]),
+    ("application/vnd.oci.image.layer.nondistributable.v1.tar", ["", "+gzip", "+zstd"]),
+    ("application/vnd.docker.image.rootfs.diff.tar", ["", ".gzip", ".zstd"]),
+    ("application/vnd.docker.image.rootfs.foreign.diff.tar", ["", ".gzip", ".zstd"]),
 ];
+const ENCRYPTED: &str = "+encrypted";
 
 /// A blob as a manifest refers to it.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -40,14 +43,22 @@ pub(crate) struct Descriptor {
     pub(crate) media_type: String,
     pub(crate) digest: Digest,
     pub(crate) size: u64,
+    /// Where else the blob is to be had.
+    #[serde(default)]
+    pub(crate) urls: Vec<String>,
     #[serde(default)]
     platform: Option<Platform>,
 }
 
 impl Descriptor {
-    pub(crate) fn of_layer(layer: &crate::record::Layer) -> Self {
-        let crate::record::Layer { media_type, digest, size, .. } = layer.clone();
-        Self { media_type, digest, size, platform: None }
+    fn is_image_config(&self) -> bool {
+        IMAGE_CONFIGS.contains(&self.media_type.as_str())
+    }
+
+    fn is_image_layer(&self) -> bool {
+        IMAGE_LAYERS.iter().any(|(kind, suffixes)| {
+            self.media_type.strip_prefix(kind).is_some_and(|suffix| suffixes.contains(&suffix))
+        })
     }
 }
 
@@ -76,6 +87,8 @@ pub(crate) enum ManifestError {
     Ambiguous,
     #[error("it is an artifact, not a container image (its {what} is {media_type:?})")]
     Artifact { what: &'static str, media_type: String },
+    #[error("its layer {0} is encrypted, which is not supported")]
+    Encrypted(Digest),
     #[error("it has {0} layers, more than the {MAX_LAYERS} that overlay takes")]
     TooManyLayers(usize),
 }
@@ -86,6 +99,8 @@ struct Raw {
     schema_version: Option<u32>,
     #[serde(default)]
     media_type: String,
+    #[serde(default)]
+    artifact_type: String,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
     manifests: Option<Vec<Descriptor>>,
@@ -101,6 +116,10 @@ impl Document {
         }
         let says_index = raw.media_type.contains(".index.") || raw.media_type.contains(".list.");
         let says_image = !raw.media_type.is_empty() && !says_index;
+        let is_image = raw.config.as_ref().is_some_and(Descriptor::is_image_config);
+        if !raw.artifact_type.is_empty() && !is_image && raw.manifests.is_none() {
+            return Err(ManifestError::Artifact { what: "artifact type", media_type: raw.artifact_type });
+        }
         match (raw.manifests, raw.config, raw.layers) {
             (Some(manifests), None, None) if !says_image => Ok(Self::Index(manifests)),
             (None, Some(config), Some(layers)) if !says_index => {
@@ -116,15 +135,16 @@ impl Document {
 
 impl Manifest {
     fn check(config: Descriptor, layers: Vec<Descriptor>) -> Result<Self, ManifestError> {
-        if !IMAGE_CONFIGS.contains(&config.media_type.as_str()) {
+        if !config.is_image_config() {
             return Err(ManifestError::Artifact { what: "config", media_type: config.media_type });
         }
         if layers.len() > MAX_LAYERS {
             return Err(ManifestError::TooManyLayers(layers.len()));
         }
-        let foreign =
-            layers.iter().find(|layer| !IMAGE_LAYERS.iter().any(|kind| layer.media_type.starts_with(kind)));
-        if let Some(layer) = foreign {
+        if let Some(layer) = layers.iter().find(|layer| layer.media_type.ends_with(ENCRYPTED)) {
+            return Err(ManifestError::Encrypted(layer.digest.clone()));
+        }
+        if let Some(layer) = layers.iter().find(|layer| !layer.is_image_layer()) {
             return Err(ManifestError::Artifact { what: "layer", media_type: layer.media_type.clone() });
         }
         Ok(Self { config, layers })
@@ -134,6 +154,12 @@ impl Manifest {
     pub(crate) fn size(&self) -> u64 {
         self.layers.iter().fold(self.config.size, |sum, layer| sum.saturating_add(layer.size))
     }
+}
+
+/// The media type that a document gives itself.
+pub(crate) fn media_type(bytes: &[u8]) -> Option<String> {
+    let raw: Option<Raw> = serde_json::from_slice(bytes).ok();
+    raw.map(|raw| raw.media_type).filter(|media_type| !media_type.is_empty())
 }
 
 /// The entry of an index that fits `platform` best; of equals the first.
@@ -170,13 +196,19 @@ mod tests {
 
     #[test]
     fn both_families_of_manifests_are_read() {
+        let (oci, docker) =
+            ("application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json");
         for (config, layer) in [
-            ("application/vnd.oci.image.config.v1+json", "application/vnd.oci.image.layer.v1.tar+gzip"),
-            ("application/vnd.oci.image.config.v1+json", "application/vnd.oci.image.layer.v1.tar+zstd"),
-            (
-                "application/vnd.docker.container.image.v1+json",
-                "application/vnd.docker.image.rootfs.diff.tar.gzip",
-            ),
+            (oci, "application/vnd.oci.image.layer.v1.tar"),
+            (oci, "application/vnd.oci.image.layer.v1.tar+gzip"),
+            (oci, "application/vnd.oci.image.layer.v1.tar+zstd"),
+            (oci, "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"),
+            (oci, "application/vnd.docker.image.rootfs.diff.tar.gzip"),
+            (docker, "application/vnd.docker.image.rootfs.diff.tar.gzip"),
+            (docker, "application/vnd.docker.image.rootfs.diff.tar"),
+            (docker, "application/vnd.docker.image.rootfs.diff.tar.zstd"),
+            (docker, "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip"),
+            ("application/octet-stream", "application/vnd.docker.image.rootfs.diff.tar.gzip"),
         ] {
             let Ok(Document::Image(manifest)) = parse(&image(config, layer)) else {
                 panic!("{config} must be read")
@@ -210,6 +242,34 @@ mod tests {
         for bad in [json!({}), json!([]), json!({"schemaVersion": 2, "layers": []}), json!("x")] {
             assert!(matches!(parse(&bad), Err(ManifestError::Malformed(_))), "{bad}");
         }
+    }
+
+    #[test]
+    fn artifacts_are_named_by_what_gives_them_away() {
+        let oci = "application/vnd.oci.image.config.v1+json";
+        let layer = "application/vnd.oci.image.layer.v1.tar+gzip";
+        let mut model = image("application/vnd.oci.empty.v1+json", "application/octet-stream");
+        model["artifactType"] = json!("application/vnd.example.model");
+        let mut old =
+            json!({"schemaVersion": 2, "artifactType": "application/vnd.example.sbom", "blobs": []});
+        old["mediaType"] = json!("application/vnd.oci.artifact.manifest.v1+json");
+        let mut labelled = image(oci, layer);
+        labelled["artifactType"] = json!("application/vnd.example.app");
+        assert!(parse(&labelled).is_ok(), "what has an image's config is an image");
+        for (value, word) in [
+            (model, "application/vnd.example.model"),
+            (old, "application/vnd.example.sbom"),
+            (image("application/vnd.cncf.helm.config.v1+json", layer), "helm.config"),
+            (image(oci, "application/vnd.in-toto+json"), "in-toto"),
+            (image(oci, "application/vnd.oci.image.layer.v1.tar+lz4"), "tar+lz4"),
+            (image(oci, ""), "\"\""),
+        ] {
+            let error = parse(&value).unwrap_err().to_string();
+            assert!(error.starts_with("it is an artifact, not a container image"), "{error}");
+            assert!(error.contains(word), "{error}");
+        }
+        let locked = parse(&image(oci, "application/vnd.oci.image.layer.v1.tar+gzip+encrypted"));
+        assert!(matches!(locked, Err(ManifestError::Encrypted(_))));
     }
 
     #[test]

@@ -12,7 +12,8 @@ pub(crate) fn is_pinned(patterns: &[String], tags: &BTreeSet<String>) -> bool {
     })
 }
 
-fn matches(pattern: &str, text: &str) -> bool {
+/// Whether the text is the pattern's, in which `*` stands for anything.
+pub(crate) fn matches(pattern: &str, text: &str) -> bool {
     let mut parts = pattern.split('*');
     let first = parts.next().unwrap_or_default();
     let Some(mut rest) = text.strip_prefix(first) else { return false };

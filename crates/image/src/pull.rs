@@ -5,18 +5,23 @@
 //! cancel one, and it can take long and fill the disk. While anyone waits it goes on. A stopped pull publishes neither
 //! image nor tag and leaves nothing on the disk, finished layers included, but for those that another pull uses.
 //!
+//! A pull that the end of the daemon interrupts is another matter: what it unpacked and downloaded stays, and whoever
+//! pulls the image again goes on with it (see `parts`). What nobody takes up is removed after an hour, or at a reboot.
+//!
 //! Layers are fetched side by side, each by one task that downloads and one blocking thread that unpacks; of the same
 //! layer wanted by several pulls one fetches it and the others find it. When one layer fails the others are told to
 //! stop, and the pull ends only after all of them have.
 
 mod flight;
 mod layers;
+mod progress;
+mod spool;
 
 use std::sync::Arc;
 
 use types::{Digest, ImageId};
 
-use crate::auth::{Auth, Credentials};
+use crate::auth::{Auth, AuthFiles, Credentials};
 use crate::error::ImageError;
 use crate::images::{Shared, blocking};
 use crate::manifest::{self, Descriptor, Document, Manifest, ManifestError};
@@ -25,8 +30,12 @@ use crate::record::Layer;
 use crate::reference::Reference;
 use crate::registry::Session;
 use crate::store::NewImage;
+use crate::trace;
 pub(crate) use flight::{InFlight, Stop};
 pub(crate) use layers::LayerLocks;
+pub(crate) use progress::Progress;
+pub use progress::{PullProgress, PullStage};
+pub(crate) use spool::{Chunks, PartWriter};
 
 /// An index may hold an index, but nobody nests them deeper.
 const MAX_INDEX_DEPTH: usize = 3;
@@ -48,6 +57,7 @@ struct Pull {
     reference: Reference,
     credentials: Credentials,
     platform: Platform,
+    progress: Arc<Progress>,
 }
 
 /// One platform's image, and the documents that led to it.
@@ -70,7 +80,19 @@ impl Pull {
             .map_or(Ok(Credentials::Anonymous), |auth| auth.for_registry(reference.registry()));
         let credentials = credentials
             .map_err(|source| ImageError::Credentials { reference: reference.to_string(), source })?;
-        Ok(Self { reference, credentials, platform: request.platform.clone().unwrap_or_else(Platform::host) })
+        let platform = request.platform.clone().unwrap_or_else(Platform::host);
+        let progress = Arc::new(Progress::new(reference.to_string()));
+        Ok(Self { reference, credentials, platform, progress })
+    }
+
+    /// The caller's credentials are for the registry itself, the machine's for whatever server they name.
+    fn credentials_for(&self, server: &str, is_registry: bool, files: &AuthFiles) -> Credentials {
+        let (registry, repository) = (self.reference.registry(), self.reference.repository());
+        match &self.credentials {
+            Credentials::Anonymous if is_registry => files.find(registry, repository),
+            credentials if is_registry => credentials.clone(),
+            _ => files.find(server, repository),
+        }
     }
 
     fn unsupported(&self, error: &ManifestError) -> ImageError {
@@ -82,24 +104,47 @@ impl Shared {
     async fn run_pull(self: &Arc<Self>, pull: Pull, stop: &Arc<Stop>) -> Result<ImageId, ImageError> {
         let pull = Arc::new(pull);
         let session = Arc::new(self.session(&pull).await?);
-        let found = or_stopped(stop, find(&pull, &session)).await?;
+        let resolve = or_stopped(stop, find(&pull, &session));
+        let found = trace::within(trace::stage("resolve"), resolve).await?;
         let id = ImageId(found.manifest.config.digest.clone());
         if self.add_name(&pull, &id, &found.target, stop).await? {
+            self.counts.layers_shared(found.manifest.layers.len());
             return Ok(id);
         }
         let config = session.small_blob(&found.manifest.config, manifest::MAX_CONFIG);
-        let config = or_stopped(stop, config).await?;
+        let config = trace::within(trace::stage("config"), or_stopped(stop, config)).await?;
         let layers = layers_of(&pull, &found.manifest, &config)?;
-        let result = self.fetch_and_commit(&pull, &session, stop, found, config, layers).await;
-        if result.is_err() {
-            let store = Arc::clone(&self.store);
-            blocking(&self.tasks, move || {
-                store.collect_garbage();
-                Ok(())
-            })
-            .await?;
-        }
+        let result = self.fetch_and_commit(&pull, &session, stop, found, config, layers.clone()).await;
+        self.tidy(result.is_ok(), layers).await?;
         result
+    }
+
+    /// Ends what was kept for the pull to go on, and removes what a failed one left. When the daemon ends, the next one
+    /// goes on with both.
+    async fn tidy(self: &Arc<Self>, is_whole: bool, layers: Vec<Layer>) -> Result<(), ImageError> {
+        if self.closing.is_cancelled() && !is_whole {
+            return Ok(());
+        }
+        let shared = Arc::clone(self);
+        blocking(&self.tasks, move || {
+            layers.iter().for_each(|layer| shared.parts.unmark(&layer.diff_id));
+            shared.store.forget_resumable(layers.iter().map(|layer| &layer.diff_id));
+            if !is_whole {
+                shared.store.collect_garbage();
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// For a push, which goes by the same configuration and credentials.
+    pub(crate) async fn session_for(
+        self: &Arc<Self>,
+        reference: &Reference,
+        auth: Option<Auth>,
+    ) -> Result<Session, ImageError> {
+        let request = PullRequest { reference: reference.to_string(), auth, platform: None };
+        self.session(&Arc::new(Pull::new(&request)?)).await
     }
 
     /// Reads the registry's configuration and the certificates it names.
@@ -109,7 +154,11 @@ impl Shared {
             let tuning = shared.tuning();
             let directory = tuning.registry_config_dir.as_deref();
             let endpoints = crate::hosts::endpoints(pull.reference.registry(), directory)?;
-            Session::new(&pull.reference, endpoints, &pull.credentials, &shared.environment)
+            let files = AuthFiles::read(&tuning.auth_files);
+            let credentials =
+                |server: &str, is_registry: bool| pull.credentials_for(server, is_registry, &files);
+            let (environment, progress) = (&shared.environment, tuning.progress_timeout);
+            Session::new(&pull.reference, endpoints, credentials, environment, progress)
         })
         .await
     }
@@ -137,15 +186,17 @@ impl Shared {
     ) -> Result<ImageId, ImageError> {
         let store = Arc::clone(&self.store);
         let ingest = Arc::new(blocking(&self.tasks, move || store.ingest()).await?);
-        let pins = self.fetch_layers(pull, session, stop, &ingest, &layers).await;
+        pull.progress.begin_layers(&found.manifest);
+        let pins = self.fetch_layers(pull, session, stop, &ingest, &layers, &found.manifest).await;
+        pull.progress.end_layers();
         let image = new_image(pull, found, config, layers);
         let (store, stop) = (Arc::clone(&self.store), Arc::clone(stop));
         // The pins are dropped and the unfinished work is deleted on the blocking thread, failed or not.
-        blocking(&self.tasks, move || {
+        let commit = blocking(&self.tasks, move || {
             let _pins = pins?;
             store.commit_image(image, &ingest, &|| stop.check())
-        })
-        .await
+        });
+        trace::within(trace::stage("commit"), commit).await
     }
 }
 

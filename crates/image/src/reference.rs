@@ -325,7 +325,51 @@ mod tests {
         }
     }
 
+    #[test]
+    fn limits_are_exact() {
+        let longest = format!("r.example/{}", "a".repeat(MAX_NAME - "r.example/".len()));
+        assert!(Reference::parse(&longest).is_ok());
+        assert_eq!(Reference::parse(&format!("{longest}a")), Err(ReferenceError::TooLong));
+        let tag = "t".repeat(MAX_TAG);
+        assert_eq!(Reference::parse(&format!("a:{tag}")).unwrap().tag(), Some(tag.as_str()));
+        assert!(matches!(Reference::parse(&format!("a:{tag}t")), Err(ReferenceError::Tag(_))));
+    }
+
+    #[test]
+    fn a_digest_counts_and_the_tag_beside_it_must_still_be_one() {
+        let digest = format!("sha256:{}", "ab".repeat(32));
+        let plain = Reference::parse(&format!("localhost:5000/x@{digest}")).unwrap();
+        assert_eq!(Reference::parse(&format!("localhost:5000/x:1@{digest}")), Ok(plain.clone()));
+        assert_eq!((plain.registry(), plain.repository()), ("localhost:5000", "x"));
+        assert_eq!(plain.repo_digest(plain.digest().unwrap()), plain.to_string());
+        for bad in ["x:-@", "x@sha256:zz", "x@@", "@", "X@"] {
+            assert!(Reference::parse(&format!("{bad}{digest}")).is_err(), "{bad}");
+        }
+    }
+
     proptest::proptest! {
+        #[test]
+        fn what_the_grammar_allows_is_taken_apart_rightly(
+            host in "([A-Za-z0-9]{1,8}\\.[a-z]{2,5}|localhost|[a-z]{1,5}:[1-9][0-9]{0,3})?",
+            path in "[a-z0-9]{1,6}((\\.|_|__|-{1,3})[a-z0-9]{1,6}){0,2}(/[a-z0-9]{1,6}){0,2}",
+            tag in "([A-Za-z0-9_][A-Za-z0-9_.-]{0,20})?",
+        ) {
+            let first = path.split('/').next().unwrap_or_default();
+            // Without a host the first component must not look like one.
+            proptest::prop_assume!(!(host.is_empty() && path.contains('/') && names_a_host(first)));
+            let name = if host.is_empty() { path.clone() } else { format!("{host}/{path}") };
+            let text = if tag.is_empty() { name } else { format!("{name}:{tag}") };
+            let reference = Reference::parse(&text).map_err(|error| {
+                proptest::test_runner::TestCaseError::fail(format!("{text}: {error}"))
+            })?;
+            proptest::prop_assert_eq!(reference.tag(), Some(if tag.is_empty() { "latest" } else { &tag }));
+            let registry = if host.is_empty() { "docker.io" } else { &host };
+            proptest::prop_assert_eq!(reference.registry(), registry);
+            let in_library = registry == "docker.io" && !path.contains('/');
+            let repository = if in_library { format!("library/{path}") } else { path };
+            proptest::prop_assert_eq!(reference.repository(), repository);
+        }
+
         #[test]
         fn never_panics_and_printing_is_stable(text in "\\PC{0,80}") {
             if let Ok(reference) = Reference::parse(&text) {

@@ -10,12 +10,14 @@
 mod header;
 mod pax;
 mod sparse;
+mod write;
 
 use std::io::{self, Read};
 
 use header::{BLOCK, Header};
 use pax::Records;
 pub(crate) use sparse::Region;
+pub(crate) use write::file_header;
 
 /// Largest PAX header or GNU long name that is read.
 const MAX_EXTENSION: u64 = 1 << 20;
@@ -116,7 +118,7 @@ impl<R: Read> Archive<R> {
                 b'x' | b'X' => extensions.pax = Records::parse(&self.read_extension()?)?,
                 b'g' => {
                     let records = Records::parse(&self.read_extension()?)?;
-                    self.global.extend(records);
+                    self.global.extend(records)?;
                 }
                 b'V' => {}
                 _ => return self.finish_entry(&header, extensions).map(Some),
@@ -136,6 +138,16 @@ impl<R: Read> Archive<R> {
         }
         self.remaining -= count as u64;
         Ok(count)
+    }
+
+    /// Bytes of the current entry's data that were not read yet.
+    pub(crate) fn remaining(&self) -> u64 {
+        self.remaining
+    }
+
+    /// The stream beneath, to tell it what is being read.
+    pub(crate) fn input_mut(&mut self) -> &mut R {
+        &mut self.input
     }
 
     /// The stream beneath, for whatever follows the archive.
@@ -177,7 +189,7 @@ impl<R: Read> Archive<R> {
             gid: id(pax.number("gid")?.map_or_else(|| header.gid(), Ok)?, "gid")?,
             mtime: (seconds, nanos),
             size,
-            xattrs: pax.xattrs(),
+            xattrs: pax.xattrs()?,
             path,
             regions,
         })

@@ -9,19 +9,25 @@
 //! * Whiteouts hide what lower layers have, never what this layer itself has, in whatever order the entries come.
 //! * Attributes by which overlay itself works cannot come from an archive.
 //! * An error names the entry. The caller throws the directory away then.
+//! * Memory and disk are bounded whatever the archive says: see [`bounds`].
 //!
 //! Each layer unpacks alone, so that layers can be unpacked side by side and shared by their diff id. A directory that
 //! an archive uses but does not hold is therefore made 0755 root:root, as Docker's overlay2 makes it.
 
+mod bounds;
 mod node;
 mod tree;
 mod whiteout;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 
+use crate::recipe::{Tap, Writer};
 use crate::tar::{Archive, Entry, Kind, TarError};
+pub(crate) use bounds::limit;
+use bounds::{Bounded, Bounds};
 use tree::{Name, Tree};
 
 /// A layer's archive cannot be unpacked.
@@ -45,6 +51,9 @@ pub enum UnpackError {
         #[source]
         problem: TarError,
     },
+    /// What the archive has beside files cannot be kept.
+    #[error("the layer's recipe cannot be written")]
+    Recipe(#[source] io::Error),
 }
 
 /// What is wrong with one entry.
@@ -71,6 +80,9 @@ pub enum EntryError {
     /// A parent of the entry is a file.
     #[error("a parent of the entry is not a directory")]
     NotADirectory,
+    /// The layer takes more than layers may.
+    #[error("the layer {0}")]
+    Bounds(&'static str),
     /// Directories are nested deeper than any real image needs.
     #[error("directories are nested too deeply")]
     TooDeep,
@@ -94,14 +106,15 @@ impl UnpackError {
         match self {
             Self::Entry { problem: EntryError::Io { source, .. }, .. }
             | Self::Entry { problem: EntryError::Data(TarError::Read(source)), .. }
-            | Self::Archive { problem: TarError::Read(source), .. } => Some(source),
+            | Self::Archive { problem: TarError::Read(source), .. }
+            | Self::Recipe(source) => Some(source),
             _ => None,
         }
     }
 
     /// Whether corrupt bytes could have caused this, rather than a file operation.
     pub(crate) fn is_of_content(&self) -> bool {
-        !matches!(self, Self::Entry { problem: EntryError::Io { .. }, .. })
+        !matches!(self, Self::Entry { problem: EntryError::Io { .. }, .. } | Self::Recipe(_))
     }
 }
 
@@ -124,14 +137,55 @@ struct Applier {
     directories: HashMap<Vec<u8>, Option<Time>>,
     buffer: Vec<u8>,
     total: Unpacked,
+    bounds: Bounds,
     /// Something was replaced, so that adding up does not give the layer's usage.
     replaced: bool,
 }
 
-/// Unpacks the archive in `input` into the empty directory `root`, and gives the reader back behind the archive.
-pub(crate) fn unpack<R: Read>(input: R, root: OwnedFd) -> Result<(Unpacked, R), UnpackError> {
-    let mut archive = Archive::new(input);
-    let mut applier = Applier::new(root);
+/// Where a layer goes.
+#[derive(Debug)]
+pub(crate) struct Target {
+    /// An empty directory.
+    pub(crate) root: OwnedFd,
+    /// An empty file for the layer's recipe, if it is to have one.
+    pub(crate) recipe: Option<File>,
+}
+
+impl From<OwnedFd> for Target {
+    fn from(root: OwnedFd) -> Self {
+        Self { root, recipe: None }
+    }
+}
+
+/// Unpacks the archive in `input`, reads to the end of what follows it, and gives the reader back.
+#[cfg(test)]
+pub(crate) fn unpack<R: Read>(input: R, target: impl Into<Target>) -> Result<(Unpacked, R), UnpackError> {
+    unpack_within(limit(0), input, target)
+}
+
+/// The same, for an archive that must not be longer than `limit`.
+pub(crate) fn unpack_within<R: Read>(
+    limit: u64,
+    input: R,
+    target: impl Into<Target>,
+) -> Result<(Unpacked, R), UnpackError> {
+    let Target { root, recipe } = target.into();
+    let recipe = recipe.map_or_else(|| Ok(Writer::none()), Writer::new).map_err(UnpackError::Recipe)?;
+    let mut archive = Archive::new(Tap::new(Bounded::new(input, limit), recipe));
+    let (total, last) = apply_all(&mut archive, Applier::new(root, limit))?;
+    let mut input = archive.into_inner();
+    io::copy(&mut input, &mut io::sink())
+        .map_err(|error| UnpackError::Archive { after: last, problem: TarError::Read(error) })?;
+    let (input, recipe) = input.into_parts();
+    recipe.finish().map_err(UnpackError::Recipe)?;
+    Ok((total, input.into_inner()))
+}
+
+/// Applies every entry; the name of the last one is for what may go wrong behind it.
+fn apply_all<R: Read>(
+    archive: &mut Archive<Tap<R>>,
+    mut applier: Applier,
+) -> Result<(Unpacked, String), UnpackError> {
     let mut last = String::new();
     loop {
         let next =
@@ -139,16 +193,18 @@ pub(crate) fn unpack<R: Read>(input: R, root: OwnedFd) -> Result<(Unpacked, R), 
         let Some(entry) = next else { break };
         last = String::from_utf8_lossy(&entry.path).into_owned();
         applier
-            .apply(&entry, &mut archive)
+            .apply(&entry, archive)
             .map_err(|problem| UnpackError::Entry { entry: last.clone(), problem })?;
+        archive.input_mut().recipe().check().map_err(UnpackError::Recipe)?;
     }
     let total = applier.finish().map_err(|problem| UnpackError::Entry { entry: "/".to_owned(), problem })?;
-    Ok((total, archive.into_inner()))
+    Ok((total, last))
 }
 
 impl Applier {
-    fn new(root: OwnedFd) -> Self {
+    fn new(root: OwnedFd, limit: u64) -> Self {
         Self {
+            bounds: Bounds::new(limit),
             tree: Tree::new(root),
             directories: HashMap::from([(Vec::new(), None)]),
             buffer: vec![0; 128 << 10],
@@ -157,7 +213,8 @@ impl Applier {
         }
     }
 
-    fn apply<R: Read>(&mut self, entry: &Entry, archive: &mut Archive<R>) -> Result<(), EntryError> {
+    fn apply<R: Read>(&mut self, entry: &Entry, archive: &mut Archive<Tap<R>>) -> Result<(), EntryError> {
+        self.bounds.count_entry()?;
         let Some(name) = Name::parse(&entry.path)? else {
             return self.apply_root(entry);
         };
@@ -165,10 +222,13 @@ impl Applier {
             return self.apply_whiteout(&name, &hidden);
         }
         match entry.kind {
-            Kind::Directory => self.make_directory(&name, entry),
-            Kind::HardLink => self.make_hard_link(&name, entry),
-            Kind::File => self.make_file(&name, entry, archive),
-            _ => self.make_special(&name, entry),
+            Kind::Directory => self.make_directory(&name, entry, archive.input_mut().recipe()),
+            Kind::HardLink => self.make_hard_link(&name, entry, archive.input_mut().recipe()),
+            Kind::File => {
+                self.bounds.count_data(archive.remaining(), self.tree.root())?;
+                self.make_file(&name, entry, archive)
+            }
+            _ => self.make_special(&name, entry, archive.input_mut().recipe()),
         }
     }
 
@@ -191,7 +251,7 @@ impl Applier {
             self.total.bytes += self.tree.bytes_of(&path)?;
             self.total.inodes += 1;
         }
-        if self.replaced {
+        if self.replaced || self.tree.has_replaced() {
             (self.total.bytes, self.total.inodes) = node::measure(self.tree.root())?;
         }
         Ok(self.total)

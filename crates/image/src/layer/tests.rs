@@ -1,5 +1,6 @@
 use std::fs;
 use std::io::Write;
+use std::os::fd::OwnedFd;
 
 use super::*;
 use crate::hash::digest_of;
@@ -23,7 +24,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 /// Feeds `blob` in small pieces, as `announced` says it is.
 fn run(blob: &[u8], announced: &Expected) -> Result<Unpacked, LayerError> {
     let pieces: Vec<Bytes> = blob.chunks(1000).map(Bytes::copy_from_slice).collect();
-    let (sender, receiver) = mpsc::channel(pieces.len().max(1));
+    let (sender, receiver) = tokio::sync::mpsc::channel(pieces.len().max(1));
     pieces.into_iter().for_each(|piece| sender.try_send(piece).unwrap());
     drop(sender);
     let root = tempfile::tempdir().unwrap();

@@ -9,12 +9,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tracing::{Instrument as _, Span};
 use types::ImageId;
 
-use super::{Pull, PullRequest};
+use super::{Progress, Pull, PullRequest};
+use crate::counts::Entry;
 use crate::error::ImageError;
 use crate::images::Shared;
 use crate::reference::Reference;
+use crate::trace;
 
 type Outcome = Result<ImageId, Arc<ImageError>>;
 
@@ -34,6 +37,9 @@ struct Flight {
     outcome: watch::Receiver<Option<Outcome>>,
     stop: Arc<Stop>,
     waiters: usize,
+    progress: Arc<Progress>,
+    /// For whom it was begun; the spans of others who wait for it refer to it.
+    asker: Span,
 }
 
 /// Tells a pull to stop, and why. The store asks under its lock before it makes an image or a tag exist, so that of a
@@ -63,6 +69,7 @@ struct Landing {
     shared: Arc<Shared>,
     key: Key,
     stop: Arc<Stop>,
+    entry: Entry,
 }
 
 impl InFlight {
@@ -131,7 +138,12 @@ impl Shared {
         let key = Key { reference: pull.reference.clone(), rest };
         let mut flights = self.in_flight.lock();
         let flight = flights.entry(key.clone()).or_insert_with(|| self.start(pull, key.clone()));
+        if flight.waiters > 0 {
+            self.counts.joined();
+            Span::current().follows_from(&flight.asker);
+        }
         flight.waiters += 1;
+        flight.progress.set_waiters(flight.waiters);
         let (stop, outcome) = (Arc::clone(&flight.stop), flight.outcome.clone());
         Waiter { shared: Arc::clone(self), key, stop, outcome }
     }
@@ -139,13 +151,17 @@ impl Shared {
     fn start(self: &Arc<Self>, pull: Pull, key: Key) -> Flight {
         let (sender, outcome) = watch::channel(None);
         let stop = Arc::new(Stop::new(&self.closing));
-        let landing = Landing { shared: Arc::clone(self), key, stop: Arc::clone(&stop) };
-        self.tasks.spawn(async move {
+        let progress = Arc::clone(&pull.progress);
+        let entry = self.counts.enter(&progress);
+        let mut landing = Landing { shared: Arc::clone(self), key, stop: Arc::clone(&stop), entry };
+        let work = async move {
             let result = landing.shared.watched_pull(pull, &landing.stop).await;
+            landing.entry.ended(&result);
             drop(landing);
             sender.send_replace(Some(result.map_err(Arc::new)));
-        });
-        Flight { outcome, stop, waiters: 0 }
+        };
+        self.tasks.spawn(work.in_current_span());
+        Flight { outcome, stop, waiters: 0, progress, asker: Span::current() }
     }
 
     async fn watched_pull(self: &Arc<Self>, pull: Pull, stop: &Arc<Stop>) -> Result<ImageId, ImageError> {
@@ -153,7 +169,9 @@ impl Shared {
         let name = reference.to_string();
         let begun = std::time::Instant::now();
         tracing::info!(op = "pull", "image.ref" = name, "pulling image");
-        let outcome = self.run_pull(pull, stop).await.map_err(|error| stop.explain(error, &reference));
+        let outcome = trace::within(trace::pull(&name), self.run_pull(pull, stop))
+            .await
+            .map_err(|error| stop.explain(error.of_image(&reference), &reference));
         let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
         match &outcome {
             Ok(_) => {
@@ -177,6 +195,7 @@ impl Drop for Waiter {
             return;
         };
         flight.waiters -= 1;
+        flight.progress.set_waiters(flight.waiters);
         if flight.waiters == 0 {
             // Gone from the list as well: who asks from now on wants a pull that runs.
             flight.stop.now(Reason::Abandoned);

@@ -1,25 +1,29 @@
 //! Reads servers' answers: bodies within bounds, errors in the servers' own words.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use http_body_util::BodyExt;
 use hyper::body::{Bytes, Incoming};
+use hyper::header::{HeaderMap, RETRY_AFTER};
 use hyper::{Response, StatusCode};
 use serde::Deserialize;
 use types::Digest;
 
 use super::Failure;
 
-/// A body that brings nothing for this long counts as cut.
-const STALL: Duration = Duration::from_secs(30);
 const MAX_ERROR_BODY: u64 = 64 << 10;
 const MAX_DETAIL: usize = 200;
+/// How long to wait for words about a refusal.
+const ERROR_PATIENCE: Duration = Duration::from_secs(5);
 
-/// The next bytes of a body; `None` at its end.
-pub(super) async fn next_chunk(body: &mut Incoming) -> Result<Option<Bytes>, Failure> {
+/// The next bytes of a body; `None` at its end. One that brings nothing for as long as `patience` counts as cut.
+pub(super) async fn next_chunk(body: &mut Incoming, patience: Duration) -> Result<Option<Bytes>, Failure> {
     loop {
-        let frame = match tokio::time::timeout(STALL, body.frame()).await {
-            Err(_) => return Err(Failure::Unavailable(format!("nothing came for {} s", STALL.as_secs()))),
+        let frame = match tokio::time::timeout(patience, body.frame()).await {
+            Err(_) => {
+                let seconds = patience.as_secs_f32().round();
+                return Err(Failure::Unavailable(format!("nothing came for {seconds} s")));
+            }
             Ok(None) => return Ok(None),
             Ok(Some(Err(error))) => return Err(Failure::Unavailable(types::error::chain(&error))),
             Ok(Some(Ok(frame))) => frame,
@@ -32,10 +36,14 @@ pub(super) async fn next_chunk(body: &mut Incoming) -> Result<Option<Bytes>, Fai
 }
 
 /// A whole body of at most `limit` bytes.
-pub(super) async fn collect(response: Response<Incoming>, limit: u64) -> Result<Vec<u8>, Failure> {
+pub(super) async fn collect(
+    response: Response<Incoming>,
+    limit: u64,
+    patience: Duration,
+) -> Result<Vec<u8>, Failure> {
     let mut body = response.into_body();
     let mut bytes = Vec::new();
-    while let Some(chunk) = next_chunk(&mut body).await? {
+    while let Some(chunk) = next_chunk(&mut body, patience).await? {
         if bytes.len() as u64 + chunk.len() as u64 > limit {
             return Err(Failure::Protocol(format!("the answer is longer than {limit} bytes")));
         }
@@ -47,14 +55,18 @@ pub(super) async fn collect(response: Response<Incoming>, limit: u64) -> Result<
 /// What an answer that is no success means.
 pub(super) async fn failure(response: Response<Incoming>) -> Failure {
     let status = response.status();
-    let body = collect(response, MAX_ERROR_BODY).await.unwrap_or_default();
-    let detail = detail(status, &body);
+    let after = retry_after(response.headers(), SystemTime::now());
+    let body = collect(response, MAX_ERROR_BODY, ERROR_PATIENCE).await.unwrap_or_default();
+    let mut detail = detail(status, &body);
+    if let Some(after) = after {
+        detail.push_str(&format!(" (try again in {} s)", after.as_secs()));
+    }
     match status {
         StatusCode::UNAUTHORIZED => Failure::Unauthenticated(detail),
         StatusCode::FORBIDDEN => Failure::Denied(detail),
         StatusCode::NOT_FOUND => Failure::NotFound,
-        StatusCode::TOO_MANY_REQUESTS => Failure::Unavailable(detail),
-        status if status.is_server_error() => Failure::Unavailable(detail),
+        StatusCode::TOO_MANY_REQUESTS => Failure::Busy { detail, after },
+        status if status.is_server_error() => Failure::Busy { detail, after },
         _ => Failure::Protocol(detail),
     }
 }
@@ -80,6 +92,16 @@ fn detail(status: StatusCode, body: &[u8]) -> String {
     words.chars().filter(|c| !c.is_control()).take(MAX_DETAIL).collect::<String>().trim_end().to_owned()
 }
 
+/// `Retry-After`: a number of seconds, or a date.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
 /// The digest that the server says a manifest has.
 pub(super) fn content_digest(response: &Response<Incoming>) -> Option<Digest> {
     response.headers().get("docker-content-digest")?.to_str().ok()?.parse().ok()
@@ -88,6 +110,19 @@ pub(super) fn content_digest(response: &Response<Incoming>) -> Option<Digest> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn servers_say_in_two_ways_when_to_come_again() {
+        let now = httpdate::parse_http_date("Sun, 06 Nov 1994 08:49:37 GMT").unwrap();
+        let after = |text: &str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, text.parse().unwrap())]);
+            retry_after(&headers, now).map(|after| after.as_secs())
+        };
+        assert_eq!(after("120"), Some(120));
+        assert_eq!(after("Sun, 06 Nov 1994 08:50:37 GMT"), Some(60));
+        assert_eq!(after("Sun, 06 Nov 1994 08:40:37 GMT"), Some(0));
+        assert_eq!((after("-1"), after("soon"), after("")), (None, None, None));
+    }
 
     #[test]
     fn the_servers_words_are_kept_short_and_clean() {

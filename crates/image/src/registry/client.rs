@@ -37,7 +37,7 @@ impl std::fmt::Debug for Client {
 
 impl Client {
     pub(super) fn new(trust: &Trust, environment: &Environment) -> Result<Self, ImageError> {
-        let Environment { roots, proxies } = environment;
+        let Environment { roots, proxies, .. } = environment;
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(client_config(trust, roots)?)
             .https_or_http()
@@ -74,6 +74,17 @@ impl Client {
         self.send(Method::POST, parse_uri(url)?, headers, form.into()).await
     }
 
+    /// One request of any kind. Redirects are not followed.
+    pub(super) async fn ask(
+        &self,
+        method: Method,
+        url: &str,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Response<Incoming>, Failure> {
+        self.send(method, parse_uri(url)?, headers, body).await
+    }
+
     async fn send(
         &self,
         method: Method,
@@ -89,7 +100,10 @@ impl Client {
         *request.method_mut() = method;
         *request.uri_mut() = uri;
         *request.headers_mut() = headers;
-        self.http.request(request).await.map_err(|error| Failure::Unavailable(types::error::chain(&error)))
+        self.http.request(request).await.map_err(|error| {
+            let detail = types::error::chain(&error);
+            if error.is_connect() { Failure::Unreachable(detail) } else { Failure::Unavailable(detail) }
+        })
     }
 
     /// For the proxy that takes the whole request, as it does for HTTP only; it keeps the header to itself.
@@ -123,13 +137,26 @@ fn redirect_target(from: &Uri, response: &Response<Incoming>) -> Result<Option<U
     }
     let location = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
     let location = location.ok_or_else(|| Failure::Protocol("a redirect without a target".to_owned()))?;
+    safe_target(from, location).map(Some)
+}
+
+/// Where an answer of `url` sends us.
+pub(super) fn target(url: &str, location: &str) -> Result<String, Failure> {
+    safe_target(&parse_uri(url)?, location).map(|target| target.to_string())
+}
+
+pub(super) fn is_same_origin(one: &str, other: &str) -> bool {
+    matches!((parse_uri(one), parse_uri(other)), (Ok(one), Ok(other)) if origin(&one) == origin(&other))
+}
+
+fn safe_target(from: &Uri, location: &str) -> Result<Uri, Failure> {
     let target = absolute(from, location)?;
     let downgrade = from.scheme_str() == Some("https") && target.scheme_str() != Some("https");
     let local = target.authority().is_some_and(|authority| is_loopback(authority.as_str()));
     if downgrade && !local {
         return Err(Failure::Protocol("a redirect from HTTPS to HTTP".to_owned()));
     }
-    Ok(Some(target))
+    Ok(target)
 }
 
 fn absolute(from: &Uri, location: &str) -> Result<Uri, Failure> {

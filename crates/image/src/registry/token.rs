@@ -1,5 +1,7 @@
 //! Answers to challenges: Basic directly, Bearer by way of the token server the registry names.
 
+use std::time::Duration;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use hyper::body::Incoming;
@@ -8,7 +10,8 @@ use hyper::{Response, StatusCode, Uri};
 use serde::Deserialize;
 
 use super::challenge::{self, Challenge};
-use super::{ANSWER_TIME, Failure, Host, answer};
+use super::host::Host;
+use super::{Failure, answer};
 use crate::auth::Credentials;
 use crate::hosts::is_loopback;
 use crate::reference::Reference;
@@ -22,6 +25,9 @@ struct TokenAnswer {
     token: String,
     #[serde(default)]
     access_token: String,
+    /// A number of seconds; of what servers send in its place nothing is made.
+    #[serde(default)]
+    expires_in: serde_json::Value,
 }
 
 impl Host {
@@ -47,15 +53,34 @@ impl Host {
                 None => return Err(answer::failure(refused).await),
             },
             Challenge::Bearer { realm, service, scope } => {
+                if let Some(refused) = &used {
+                    self.environment.tokens.refused(&self.purpose, refused);
+                }
                 let scope = scope.unwrap_or_else(|| format!("repository:{}:pull", reference.repository()));
-                self.token(&realm, service.as_deref(), &scope).await?
+                let (token, life) = self.token(&realm, service.as_deref(), &scope).await?;
+                self.environment.tokens.put(&self.purpose, &token, life);
+                token
             }
         };
         *known = Some(fresh.clone());
         Ok(fresh)
     }
 
-    async fn token(&self, realm: &str, service: Option<&str>, scope: &str) -> Result<HeaderValue, Failure> {
+    /// What was granted a moment ago is refused: nobody is to try it again.
+    pub(super) async fn refused(&self, header: &HeaderValue) {
+        self.environment.tokens.refused(&self.purpose, header);
+        let mut known = self.authorization.lock().await;
+        if known.as_ref() == Some(header) {
+            *known = None;
+        }
+    }
+
+    async fn token(
+        &self,
+        realm: &str,
+        service: Option<&str>,
+        scope: &str,
+    ) -> Result<(HeaderValue, Option<Duration>), Failure> {
         self.check_realm(realm)?;
         let asking = async {
             match &self.credentials {
@@ -70,29 +95,29 @@ impl Host {
                 }
             }
         };
-        let response = tokio::time::timeout(ANSWER_TIME, asking)
-            .await
-            .map_err(|_| Failure::Unavailable("the token server does not answer".to_owned()))??;
+        let response = self.in_time(asking).await?;
         if response.status() != StatusCode::OK {
             return Err(refusal(response).await);
         }
-        let bytes = answer::collect(response, MAX_TOKEN_ANSWER).await?;
+        let bytes = answer::collect(response, MAX_TOKEN_ANSWER, self.patience()).await?;
         let parsed: TokenAnswer = serde_json::from_slice(&bytes)
             .map_err(|_| Failure::Protocol("the token server's answer holds no token".to_owned()))?;
         let token = if parsed.token.is_empty() { parsed.access_token } else { parsed.token };
-        bearer(&token).ok_or_else(|| Failure::Protocol("the token server's answer holds no token".to_owned()))
+        let life = parsed.expires_in.as_u64().map(Duration::from_secs);
+        let header = bearer(&token).map(|header| (header, life));
+        header.ok_or_else(|| Failure::Protocol("the token server's answer holds no token".to_owned()))
     }
 
-    /// Secrets travel to a token server as safely as they would to the registry, or not at all.
+    /// Secrets travel to a token server over TLS, within this machine, or to the very server that they are for anyway.
     fn check_realm(&self, realm: &str) -> Result<(), Failure> {
         let uri: Option<Uri> = realm.parse().ok();
         let authority = uri.as_ref().and_then(|uri| uri.authority());
         let local = authority.is_some_and(|authority| is_loopback(authority.as_str()));
+        let is_itself = !self.endpoint.tls
+            && authority.is_some_and(|it| it.as_str().eq_ignore_ascii_case(&self.endpoint.authority));
         match uri.as_ref().and_then(|uri| uri.scheme_str()) {
             Some("https") => Ok(()),
-            Some("http") if local || !self.endpoint.tls || self.credentials == Credentials::Anonymous => {
-                Ok(())
-            }
+            Some("http") if local || is_itself || self.credentials == Credentials::Anonymous => Ok(()),
             Some("http") => Err(Failure::Protocol("the token server has no HTTPS".to_owned())),
             _ => Err(Failure::Protocol("the token server's address is not a URL".to_owned())),
         }

@@ -48,6 +48,15 @@ pub(super) struct LeaseFile {
     pub(super) layers: Vec<Digest>,
 }
 
+/// `aside/<name>/aside.json`
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct AsideFile {
+    version: u32,
+    pub(super) owners: BTreeSet<String>,
+    bytes: u64,
+    inodes: u64,
+}
+
 impl RecordFile {
     /// The record of a pulled image, with what was known of it before.
     pub(super) fn of(image: &NewImage, known: Option<Self>) -> Self {
@@ -90,6 +99,18 @@ impl LeaseFile {
     pub(super) fn new(image: &RecordFile) -> Self {
         let layers = image.layers.iter().map(|layer| layer.diff_id.clone()).collect();
         Self { version: VERSION, image: image.id.clone(), layers }
+    }
+}
+
+impl AsideFile {
+    /// The file itself is part of what the directory takes.
+    pub(super) fn new(owners: BTreeSet<String>, unpacked: Unpacked) -> Self {
+        let bytes = unpacked.bytes + super::layout::SMALL_FILE_BYTES;
+        Self { version: VERSION, owners, bytes, inodes: unpacked.inodes + 1 }
+    }
+
+    pub(super) fn unpacked(&self) -> Unpacked {
+        Unpacked { bytes: self.bytes, inodes: self.inodes, ..Unpacked::default() }
     }
 }
 

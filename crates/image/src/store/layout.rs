@@ -17,6 +17,7 @@ pub(super) const LEASES: &str = "leases";
 pub(super) const LAYER_NAME_LEN: usize = 12;
 pub(super) const LAYER_ROOT: &str = "fs";
 pub(super) const LAYER_FILE: &str = "layer.json";
+pub(super) const ASIDE_FILE: &str = "aside.json";
 /// What a file of some hundred bytes takes on common file systems.
 pub(super) const SMALL_FILE_BYTES: u64 = 4096;
 
@@ -29,21 +30,28 @@ pub(super) struct Layout {
     pub(super) layers: PathBuf,
     pub(super) leases: PathBuf,
     pub(super) empty: PathBuf,
+    pub(super) aside: PathBuf,
     pub(super) ingest: PathBuf,
 }
 
 impl Layout {
-    /// Makes what is missing.
-    pub(super) fn create(root: &Path) -> Result<Self, ImageError> {
-        let layout = Self {
+    /// The directories of a store that may not exist.
+    pub(super) fn at(root: &Path) -> Self {
+        Self {
             root: root.to_owned(),
             records: root.join("records"),
             blobs: root.join("blobs/sha256"),
             layers: root.join("layers"),
             leases: root.join(LEASES),
             empty: root.join("empty"),
+            aside: root.join("aside"),
             ingest: root.join("ingest"),
-        };
+        }
+    }
+
+    /// Makes what is missing.
+    pub(super) fn create(root: &Path) -> Result<Self, ImageError> {
+        let layout = Self::at(root);
         for directory in layout.directories() {
             sys::atomic::create_dir_all(directory, 0o700)
                 .map_err(|error| ImageError::file("making the store's directories", error))?;
@@ -52,15 +60,16 @@ impl Layout {
         Ok(layout)
     }
 
-    fn directories(&self) -> [&Path; 7] {
-        [&self.root, &self.records, &self.blobs, &self.layers, &self.leases, &self.empty, &self.ingest]
+    fn directories(&self) -> [&Path; 8] {
+        let Self { root, records, blobs, layers, leases, empty, aside, ingest } = self;
+        [root, records, blobs, layers, leases, empty, aside, ingest]
     }
 
     /// Bytes and inodes of the directories themselves.
     pub(super) fn own_usage(&self) -> (u64, u64) {
         let parent_of_blobs = self.blobs.parent().map_or(0, bytes_of);
         let bytes = self.directories().into_iter().map(bytes_of).sum::<u64>();
-        (bytes + parent_of_blobs, 8)
+        (bytes + parent_of_blobs, 9)
     }
 
     pub(super) fn record(&self, id: &ImageId) -> PathBuf {
@@ -73,6 +82,15 @@ impl Layout {
 
     pub(super) fn layer_root(&self, directory: &str) -> PathBuf {
         self.layers.join(directory).join(LAYER_ROOT)
+    }
+
+    /// Whether both parts of a layer are there.
+    pub(super) fn has_layer(&self, directory: &str) -> bool {
+        let file = self.layers.join(directory).join(LAYER_FILE);
+        let is = |path: &Path, test: fn(&fs::FileType) -> bool| {
+            fs::symlink_metadata(path).is_ok_and(|metadata| test(&metadata.file_type()))
+        };
+        is(&self.layer_root(directory), fs::FileType::is_dir) && is(&file, fs::FileType::is_file)
     }
 
     /// Reads a stored blob and makes sure that it is the one asked for.

@@ -6,8 +6,9 @@ use std::sync::Arc;
 use std::{fs, io};
 
 use oci_spec::image::ImageConfiguration;
-use types::{Digest, ImageId};
+use types::ImageId;
 
+use super::collect::Trash;
 use super::format::{self, LeaseFile};
 use super::{State, Store, layout};
 use crate::error::ImageError;
@@ -36,9 +37,23 @@ impl Store {
         }
         let stored = state.images.get(image).ok_or_else(|| ImageError::Unknown(image.to_string()))?;
         let lease = LeaseFile::new(&stored.file);
-        let rootfs = self.rootfs(&state, &lease)?;
-        self.save_lease(&mut state, owner, lease)?;
-        Ok(rootfs)
+        match self.rootfs(&state, &lease) {
+            Ok(rootfs) => {
+                let had_another = self.save_lease(&mut state, owner, lease)?;
+                let trash = if had_another { self.collect(&mut state) } else { Trash::default() };
+                self.publish_usage(&state);
+                drop(state);
+                trash.delete();
+                Ok(rootfs)
+            }
+            Err(error) => {
+                // Whoever looks for the image from now on finds that it has to be pulled.
+                let trash = self.forget(&mut state, image)?;
+                drop(state);
+                trash.delete();
+                Err(error)
+            }
+        }
     }
 
     pub(crate) fn release(&self, owner: &str) -> Result<(), ImageError> {
@@ -54,8 +69,8 @@ impl Store {
             state.files.remove(&path);
             let Some(lease) = state.leases.remove(owner) else { return Ok(()) };
             // While the image is stored its layers stay anyway.
-            let is_stored = state.images.contains_key(&lease.image);
-            let trash = if is_stored { super::collect::Trash::default() } else { self.collect(&mut state) };
+            let is_stored = state.images.contains_key(&lease.image) && state.aside.is_empty();
+            let trash = if is_stored { Trash::default() } else { self.collect(&mut state) };
             self.publish_usage(&state);
             trash
         };
@@ -67,7 +82,8 @@ impl Store {
         self.state().leases.keys().cloned().collect()
     }
 
-    fn save_lease(&self, state: &mut State, owner: &str, lease: LeaseFile) -> Result<(), ImageError> {
+    /// Whether it took the place of another.
+    fn save_lease(&self, state: &mut State, owner: &str, lease: LeaseFile) -> Result<bool, ImageError> {
         let path = self.layout.leases.join(owner);
         let staged = self.layout.ingest.join(self.next_name("lease"));
         let written = layout::write(&staged, &format::to_json(&lease)?);
@@ -76,14 +92,12 @@ impl Store {
             return Err(error);
         }
         state.note_file(&path);
-        state.leases.insert(owner.to_owned(), lease);
-        self.publish_usage(state);
-        Ok(())
+        Ok(state.leases.insert(owner.to_owned(), lease).is_some())
     }
 
     fn rootfs(&self, state: &State, lease: &LeaseFile) -> Result<Rootfs, ImageError> {
         Ok(Rootfs {
-            layers: self.lower_directories(state, &lease.layers)?,
+            layers: self.lower_directories(state, lease)?,
             config: self.config_of(state, &lease.image)?,
             id: lease.image.clone(),
             chain_id: chain_id(&lease.layers),
@@ -99,11 +113,12 @@ impl Store {
 
     /// Topmost first. Overlay refuses a directory named twice; of a layer that an image has twice the upper one hides
     /// the lower one entirely, so that it alone counts.
-    fn lower_directories(&self, state: &State, lowest_first: &[Digest]) -> Result<Vec<PathBuf>, ImageError> {
+    fn lower_directories(&self, state: &State, lease: &LeaseFile) -> Result<Vec<PathBuf>, ImageError> {
         let mut seen = HashSet::new();
         let mut directories = Vec::new();
-        for diff_id in lowest_first.iter().rev().filter(|diff_id| seen.insert(*diff_id)) {
-            let layer = state.layers.get(diff_id).ok_or_else(|| ImageError::Unknown(diff_id.to_string()))?;
+        for diff_id in lease.layers.iter().rev().filter(|diff_id| seen.insert(*diff_id)) {
+            let layer = state.layers.get(diff_id).filter(|layer| self.layout.has_layer(&layer.directory));
+            let layer = layer.ok_or_else(|| ImageError::lost_layer(&lease.image, diff_id))?;
             directories.push(self.layout.layer_root(&layer.directory));
             if layer.unpacked.opaque_root {
                 break;

@@ -5,21 +5,24 @@ use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 
-use super::format::{self, LayerFile, LeaseFile, RecordFile};
+use super::format::{self, AsideFile, LayerFile, LeaseFile, RecordFile};
+use super::layers::{Aside, StoredLayer};
 use super::layout::{self, Layout};
-use super::{State, Store, StoredImage, StoredLayer};
+use super::{State, Store, StoredImage};
 use crate::error::ImageError;
 use crate::index::Index;
+use crate::unpack::Unpacked;
 
 impl Store {
     /// Opens the store at `root`, making it when it is missing, and removes what interrupted work left.
     pub(crate) fn open(root: &Path, pinned: Vec<String>) -> Result<Arc<Self>, ImageError> {
         let layout = Layout::create(root)?;
         sweep(&layout)?;
-        let mut state = State { fixed: layout.own_usage(), pinned, ..State::default() };
+        let mut state = State { pinned, resumable: crate::parts::unpacked_layers(root), ..State::default() };
+        load_leases(&layout, &mut state)?;
+        load_asides(&layout, &mut state)?;
         load_layers(&layout, &mut state)?;
         load_records(&layout, &mut state)?;
-        load_leases(&layout, &mut state)?;
         load_blobs(&layout, &mut state)?;
         let store = Arc::new(Self {
             layout,
@@ -44,14 +47,47 @@ fn sweep(layout: &Layout) -> Result<(), ImageError> {
 
 fn load_layers(layout: &Layout, state: &mut State) -> Result<(), ImageError> {
     for directory in layout::names(&layout.layers)? {
-        let path = layout.layers.join(&directory);
-        match read::<LayerFile>(&path.join(layout::LAYER_FILE)) {
+        match load_layer(layout, &directory) {
             Ok(file) => {
-                let layer = StoredLayer { directory, unpacked: file.unpacked(), pins: 0 };
+                let layer = StoredLayer { directory, unpacked: file.unpacked(), pins: 0, is_suspect: false };
                 state.layers.insert(file.diff_id, layer);
             }
             Err(error) => {
-                tracing::warn!(op = "open", path = %path.display(), error, "a broken layer is removed");
+                tracing::warn!(op = "open", layer = directory, error, "a broken layer is removed");
+                discard(layout, state, &directory)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn load_layer(layout: &Layout, directory: &str) -> Result<LayerFile, String> {
+    let file = read::<LayerFile>(&layout.layers.join(directory).join(layout::LAYER_FILE))?;
+    if layout.has_layer(directory) { Ok(file) } else { Err("its files are missing".to_owned()) }
+}
+
+/// What containers run on stays until they let go; whose layer it was its name tells.
+fn discard(layout: &Layout, state: &mut State, directory: &str) -> Result<(), ImageError> {
+    let place = layout.layers.join(directory);
+    let owners = state.owners_where(|diff_id| diff_id.hex().starts_with(directory));
+    if owners.is_empty() || directory.len() < layout::LAYER_NAME_LEN || !place.is_dir() {
+        layout::delete(&place);
+    } else {
+        state.aside.push(layout.set_aside(&place, Unpacked::default(), owners)?);
+    }
+    Ok(())
+}
+
+/// Collection takes those that nobody leases any more.
+fn load_asides(layout: &Layout, state: &mut State) -> Result<(), ImageError> {
+    for name in layout::names(&layout.aside)? {
+        let path = layout.aside.join(name);
+        match read::<AsideFile>(&path.join(layout::ASIDE_FILE)) {
+            Ok(file) => {
+                state.aside.push(Aside { path, unpacked: file.unpacked(), owners: file.owners });
+            }
+            Err(error) => {
+                tracing::warn!(op = "open", path = %path.display(), error, "a replaced layer is removed");
                 layout::delete(&path);
             }
         }
@@ -116,7 +152,7 @@ fn load_blobs(layout: &Layout, state: &mut State) -> Result<(), ImageError> {
     Ok(())
 }
 
-fn read<T: for<'de> serde::Deserialize<'de>>(path: &Path) -> Result<T, String> {
+pub(super) fn read<T: for<'de> serde::Deserialize<'de>>(path: &Path) -> Result<T, String> {
     let bytes = fs::read(path).map_err(|error| error.to_string())?;
     format::from_json(&bytes).map_err(|error| error.to_string())
 }

@@ -1,11 +1,19 @@
+mod damage;
+mod file_system;
+mod full;
+mod model;
+mod power;
+mod recorded_disk;
+
 use std::fs;
-use std::os::fd::OwnedFd;
 
 use tempfile::TempDir;
 use types::{ErrorKind, Kind};
 
+use super::format::LayerFile;
 use super::*;
 use crate::hash::digest_of;
+use crate::unpack::Unpacked;
 
 struct Fixture {
     directory: TempDir,
@@ -24,22 +32,53 @@ impl Fixture {
         Store::open(&self.root(), vec!["*pinned*".to_owned()]).unwrap()
     }
 
-    /// Every file and directory, relative to the store.
     fn tree(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        let mut left = vec![self.root()];
-        while let Some(directory) = left.pop() {
-            for entry in fs::read_dir(&directory).unwrap() {
-                let entry = entry.unwrap();
-                found.push(entry.path().strip_prefix(self.root()).unwrap().to_string_lossy().into_owned());
-                if entry.file_type().unwrap().is_dir() {
-                    left.push(entry.path());
-                }
+        tree_of(&self.root())
+    }
+}
+
+/// Every file and directory, relative to `root`.
+fn tree_of(root: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut left = vec![root.to_owned()];
+    while let Some(directory) = left.pop() {
+        for entry in fs::read_dir(&directory).unwrap() {
+            let entry = entry.unwrap();
+            found.push(entry.path().strip_prefix(root).unwrap().to_string_lossy().into_owned());
+            if entry.file_type().unwrap().is_dir() {
+                left.push(entry.path());
             }
         }
-        found.sort();
-        found
     }
+    found.sort();
+    found
+}
+
+/// A layer with a file named as it is, and some more; the same every time.
+fn archive(name: &str) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut add = |path: &str, kind: tar::EntryType, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o755);
+        header.set_mtime(1_700_000_000);
+        header.set_entry_type(kind);
+        builder.append_data(&mut header, path, content).unwrap();
+    };
+    let seed = name.bytes().fold(7_usize, |seed, byte| (seed * 31 + usize::from(byte)) % 9973);
+    add(name, tar::EntryType::Regular, &[1; 5000]);
+    add(&format!("dir-{name}"), tar::EntryType::Directory, b"");
+    for number in 0..seed % 7 {
+        let content: Vec<u8> =
+            (0..seed * (number + 1) % 60_000).map(|at| ((at * seed) >> 4).to_le_bytes()[0]).collect();
+        add(&format!("dir-{name}/file-{number}"), tar::EntryType::Regular, &content);
+    }
+    add(&format!("{name}-empty"), tar::EntryType::Regular, b"");
+    builder.into_inner().unwrap()
+}
+
+fn diff_id(name: &str) -> Digest {
+    digest_of(&archive(name))
 }
 
 /// Stores an image whose layers hold one file each, named as the layer.
@@ -54,7 +93,7 @@ fn try_to_store(
     wanted: &Wanted<'_>,
 ) -> Result<ImageId, ImageError> {
     let reference = Reference::parse(reference).unwrap();
-    let diff_ids: Vec<Digest> = layers.iter().map(|layer| digest_of(layer.as_bytes())).collect();
+    let diff_ids: Vec<Digest> = layers.iter().map(|layer| diff_id(layer)).collect();
     let ids: Vec<String> = diff_ids.iter().map(ToString::to_string).collect();
     let config = serde_json::json!({"rootfs": {"type": "layers", "diff_ids": ids}}).to_string().into_bytes();
     let manifest = format!("manifest of {reference} with {layers:?}").into_bytes();
@@ -85,14 +124,8 @@ fn try_to_store(
 
 fn store_layer(store: &Arc<Store>, ingest: &Ingest, position: usize, name: &str, diff_id: &Digest) -> Pin {
     let layer = ingest.layer(position).unwrap();
-    let mut builder = tar::Builder::new(Vec::new());
-    let mut header = tar::Header::new_gnu();
-    header.set_size(5000);
-    header.set_mode(0o644);
-    builder.append_data(&mut header, name, [1; 5000].as_slice()).unwrap();
-    let archive = builder.into_inner().unwrap();
-    let root: OwnedFd = layer.root().unwrap();
-    let (unpacked, _) = crate::unpack::unpack(archive.as_slice(), root).unwrap();
+    let target = layer.target().unwrap();
+    let (unpacked, _) = crate::unpack::unpack(archive(name).as_slice(), target).unwrap();
     store.commit_layer(layer, diff_id, unpacked).unwrap()
 }
 
@@ -218,7 +251,7 @@ fn a_pinned_layer_outlives_the_image_that_had_it() {
     let fixture = Fixture::new();
     let store = fixture.open();
     let id = store_image(&store, "a:1", &["shared"]);
-    let layer = digest_of(b"shared");
+    let layer = diff_id("shared");
     let pin = store.pin_layer(&layer).unwrap();
     store.remove(id.0.as_str()).unwrap();
     assert!(store.pin_layer(&layer).is_some());
@@ -300,7 +333,7 @@ fn layers_whose_names_begin_alike_get_longer_names() {
     assert_eq!(name.len(), layout::LAYER_NAME_LEN);
     state.layers.insert(
         digest_of(b"b"),
-        StoredLayer { directory: name.clone(), unpacked: Unpacked::default(), pins: 0 },
+        StoredLayer { directory: name.clone(), unpacked: Unpacked::default(), pins: 0, is_suspect: false },
     );
     let longer = state.layer_name(&digest_of(b"a"));
     assert!(longer.len() == name.len() + 1 && longer.starts_with(&name));

@@ -4,6 +4,11 @@ use super::TarError;
 use super::sparse::{self, Region};
 
 const XATTR: &[u8] = b"SCHILY.xattr.";
+/// Far more attributes than any file has.
+const MAX_XATTRS: usize = 256;
+/// Global records are kept and apply to every entry that follows.
+const MAX_GLOBAL: usize = 256;
+const MAX_GLOBAL_BYTES: usize = 64 << 10;
 
 /// The records of one header, in order; of equal keys the last counts.
 #[derive(Debug, Default, Clone)]
@@ -21,11 +26,16 @@ impl Records {
         Ok(Self(records))
     }
 
-    pub(super) fn extend(&mut self, newer: Self) {
+    pub(super) fn extend(&mut self, newer: Self) -> Result<(), TarError> {
         for (key, value) in newer.0 {
             self.0.retain(|(known, _)| *known != key);
             self.0.push((key, value));
+            let bytes: usize = self.0.iter().map(|(key, value)| key.len() + value.len()).sum();
+            if self.0.len() > MAX_GLOBAL || bytes > MAX_GLOBAL_BYTES {
+                return Err(TarError::Pax("too many global records"));
+            }
         }
+        Ok(())
     }
 
     /// These records with those of one entry on top.
@@ -51,15 +61,18 @@ impl Records {
         self.get(key).map(|value| time(value).ok_or(TarError::Number(key))).transpose()
     }
 
-    pub(super) fn xattrs(&self) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let mut xattrs: Vec<(Vec<u8>, Vec<u8>)> = Vec::new();
+    pub(super) fn xattrs(&self) -> Result<Vec<Record>, TarError> {
+        let mut xattrs: Vec<Record> = Vec::new();
         for (key, value) in &self.0 {
             if let Some(name) = key.strip_prefix(XATTR).filter(|name| !name.is_empty()) {
                 xattrs.retain(|(known, _)| known != name);
                 xattrs.push((name.to_vec(), value.clone()));
+                if xattrs.len() > MAX_XATTRS {
+                    return Err(TarError::Pax("too many extended attributes"));
+                }
             }
         }
-        xattrs
+        Ok(xattrs)
     }
 
     /// The regions of a sparse file in PAX format 0.0 (repeated records) or 0.1 (one list).
@@ -135,7 +148,7 @@ mod tests {
     #[test]
     fn values_may_hold_any_byte() {
         let records = Records::parse(b"29 SCHILY.xattr.user.a=x\ny\0=\n12 path=a/b\n").unwrap();
-        assert_eq!(records.xattrs(), [(b"user.a".to_vec(), b"x\ny\0=".to_vec())]);
+        assert_eq!(records.xattrs().unwrap(), [(b"user.a".to_vec(), b"x\ny\0=".to_vec())]);
         assert_eq!(records.get("path"), Some(b"a/b".as_slice()));
     }
 

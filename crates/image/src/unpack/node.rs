@@ -10,29 +10,44 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::tree::{Name, stat};
+use super::tree::{Name, Place, stat};
 use super::{Applier, EntryError, Time, io_error};
+use crate::recipe::{Content, Tap, Writer};
 use crate::tar::{Archive, Entry, Kind, Region};
 
 const OPAQUE: &str = "trusted.overlay.opaque";
 const IMPLIED_MODE: u32 = 0o755;
+/// Linux takes no more; file systems that take less say that they are full.
+const MAX_ATTRIBUTE: usize = 64 << 10;
 
 impl Applier {
-    pub(super) fn make_directory(&mut self, name: &Name, entry: &Entry) -> Result<(), EntryError> {
-        let directory = self.parent(name)?;
-        let directory = directory.as_fd();
+    pub(super) fn make_directory(
+        &mut self,
+        name: &Name,
+        entry: &Entry,
+        recipe: &mut Writer,
+    ) -> Result<(), EntryError> {
+        let place = self.parent(name)?;
+        let directory = place.as_fd();
         match rustix::fs::mkdirat(directory, &*name.last, mode_of(IMPLIED_MODE)) {
-            Err(Errno::EXIST) => self.make_directory_over(directory, name)?,
+            Err(Errno::EXIST) => self.make_directory_over(&place, name, recipe)?,
             result => result.map_err(io_error("making the directory"))?,
         }
         set_owner_and_mode(directory, &name.last, entry)?;
         set_xattrs(directory, &name.last, &entry.xattrs)?;
+        self.bounds.count_directory(&name.directory)?;
         self.directories.insert(name.path(), Some(entry.mtime));
         Ok(())
     }
 
     /// A directory stays; a whiteout becomes an opaque directory; anything else gives way.
-    fn make_directory_over(&mut self, directory: BorrowedFd<'_>, name: &Name) -> Result<(), EntryError> {
+    fn make_directory_over(
+        &mut self,
+        place: &Place,
+        name: &Name,
+        recipe: &mut Writer,
+    ) -> Result<(), EntryError> {
+        let directory = place.as_fd();
         let found = stat(directory, &name.last).map_err(io_error("looking at what it replaces"))?;
         if FileType::from_raw_mode(found.st_mode) == FileType::Directory {
             return Ok(());
@@ -41,7 +56,7 @@ impl Applier {
             self.replaced = true;
             return whiteout_to_directory(directory, &name.last);
         }
-        self.clear(directory, name)?;
+        self.clear(place, name, recipe)?;
         rustix::fs::mkdirat(directory, &*name.last, mode_of(IMPLIED_MODE))
             .map_err(io_error("making the directory"))
     }
@@ -50,11 +65,11 @@ impl Applier {
         &mut self,
         name: &Name,
         entry: &Entry,
-        archive: &mut Archive<R>,
+        archive: &mut Archive<Tap<R>>,
     ) -> Result<(), EntryError> {
         let directory = self.parent(name)?;
-        let file = File::from(self.create_file(directory.as_fd(), name, entry)?);
-        self.write_data(&file, entry, archive)?;
+        let file = File::from(self.create_file(&directory, name, entry, archive.input_mut().recipe())?);
+        self.write_data(&file, &directory.child(&name.last), entry, archive)?;
         let found = rustix::fs::fstat(&file).map_err(io_error("looking at the file"))?;
         set_file_owner_and_mode(file.as_fd(), &found, entry)?;
         set_xattrs(directory.as_fd(), &name.last, &entry.xattrs)?;
@@ -65,16 +80,17 @@ impl Applier {
 
     fn create_file(
         &mut self,
-        directory: BorrowedFd<'_>,
+        directory: &Place,
         name: &Name,
         entry: &Entry,
+        recipe: &mut Writer,
     ) -> Result<OwnedFd, EntryError> {
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let create =
             || rustix::fs::openat(directory, &*name.last, flags, mode_of(entry.mode & 0o777 | 0o200));
         match create() {
             Err(Errno::EXIST) => {
-                self.clear(directory, name)?;
+                self.clear(directory, name, recipe)?;
                 create().map_err(io_error("creating the file"))
             }
             result => result.map_err(io_error("creating the file")),
@@ -84,12 +100,16 @@ impl Applier {
     fn write_data<R: Read>(
         &mut self,
         file: &File,
+        path: &[u8],
         entry: &Entry,
-        archive: &mut Archive<R>,
+        archive: &mut Archive<Tap<R>>,
     ) -> Result<(), EntryError> {
         let whole = [Region { offset: 0, len: entry.size }];
         for region in entry.regions.as_deref().unwrap_or(&whole) {
+            let Region { offset, len } = *region;
+            archive.input_mut().begin_content();
             self.write_region(file, *region, archive)?;
+            archive.input_mut().end_content(&Content { path, size: entry.size, offset, len });
         }
         if entry.regions.is_some() {
             file.set_len(entry.size).map_err(|source| EntryError::Io { op: "setting its length", source })?;
@@ -101,7 +121,7 @@ impl Applier {
         &mut self,
         file: &File,
         region: Region,
-        archive: &mut Archive<R>,
+        archive: &mut Archive<Tap<R>>,
     ) -> Result<(), EntryError> {
         let end = region.offset + region.len;
         let mut at = region.offset;
@@ -118,12 +138,17 @@ impl Applier {
     }
 
     /// Symbolic links, devices and fifos.
-    pub(super) fn make_special(&mut self, name: &Name, entry: &Entry) -> Result<(), EntryError> {
-        let directory = self.parent(name)?;
-        let directory = directory.as_fd();
+    pub(super) fn make_special(
+        &mut self,
+        name: &Name,
+        entry: &Entry,
+        recipe: &mut Writer,
+    ) -> Result<(), EntryError> {
+        let place = self.parent(name)?;
+        let directory = place.as_fd();
         match create_special(directory, &name.last, entry) {
             Err(Errno::EXIST) => {
-                self.clear(directory, name)?;
+                self.clear(&place, name, recipe)?;
                 create_special(directory, &name.last, entry).map_err(io_error("making the node"))?;
             }
             result => result.map_err(io_error("making the node"))?,
@@ -136,7 +161,12 @@ impl Applier {
         Ok(())
     }
 
-    pub(super) fn make_hard_link(&mut self, name: &Name, entry: &Entry) -> Result<(), EntryError> {
+    pub(super) fn make_hard_link(
+        &mut self,
+        name: &Name,
+        entry: &Entry,
+        recipe: &mut Writer,
+    ) -> Result<(), EntryError> {
         let text = || String::from_utf8_lossy(&entry.link).into_owned();
         let target = match Name::parse(&entry.link) {
             Ok(Some(target)) => target,
@@ -147,15 +177,15 @@ impl Applier {
         let link_error = |errno: Errno| EntryError::LinkTarget { target: text(), source: errno.into() };
         let from = self.tree.existing(&target.directory).map_err(link_error)?;
         let source = stat(from.as_fd(), &target.last).map_err(link_error)?;
-        let directory = self.parent(name)?;
-        let directory = directory.as_fd();
+        let place = self.parent(name)?;
+        let directory = place.as_fd();
         let link = || rustix::fs::linkat(&from, &*target.last, directory, &*name.last, AtFlags::empty());
         match link() {
             Err(Errno::EXIST) if stat(directory, &name.last).is_ok_and(|s| s.st_ino == source.st_ino) => {
                 Ok(())
             }
             Err(Errno::EXIST) => {
-                self.clear(directory, name)?;
+                self.clear(&place, name, recipe)?;
                 link().map_err(link_error)
             }
             result => result.map_err(link_error),
@@ -163,19 +193,28 @@ impl Applier {
     }
 
     /// The directory that holds `name`.
-    pub(super) fn parent(&mut self, name: &Name) -> Result<std::rc::Rc<OwnedFd>, EntryError> {
+    pub(super) fn parent(&mut self, name: &Name) -> Result<std::rc::Rc<Place>, EntryError> {
         let directory = self.tree.directory(&name.directory);
         for path in self.tree.take_implied() {
+            self.bounds.count_directory(&path)?;
             self.directories.entry(path).or_insert(None);
         }
         directory
     }
 
     /// Removes what stands in the way of a later entry of the same name.
-    pub(super) fn clear(&mut self, directory: BorrowedFd<'_>, name: &Name) -> Result<(), EntryError> {
+    pub(super) fn clear(
+        &mut self,
+        place: &Place,
+        name: &Name,
+        recipe: &mut Writer,
+    ) -> Result<(), EntryError> {
         self.tree.forget();
         self.replaced = true;
         self.directories.remove(&name.path());
+        let directory = place.as_fd();
+        save(directory, &name.last, &place.child(&name.last), recipe)
+            .map_err(io_error("keeping what it replaces"))?;
         match rustix::fs::unlinkat(directory, &*name.last, AtFlags::empty()) {
             Err(Errno::ISDIR) => {
                 remove_directory(directory, &name.last).map_err(io_error("replacing a directory"))
@@ -272,6 +311,9 @@ fn set_xattrs(
     if xattrs.is_empty() {
         return Ok(());
     }
+    if xattrs.iter().any(|(_, value)| value.len() > MAX_ATTRIBUTE) {
+        return Err(EntryError::Bounds("has an extended attribute of more than 64 KiB"));
+    }
     let path = proc_path(directory, name);
     for (key, value) in xattrs.iter().filter(|(key, _)| may_come_from_an_archive(key)) {
         match rustix::fs::lsetxattr(&*path, &**key, value, XattrFlags::empty()) {
@@ -315,6 +357,25 @@ fn proc_path(directory: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
 
 pub(super) fn bytes(found: &Stat) -> u64 {
     u64::try_from(found.st_blocks).unwrap_or_default() * 512
+}
+
+/// Keeps the content of the file, or of all files in the directory, for the layer's recipe.
+fn save(parent: BorrowedFd<'_>, name: &[u8], path: &[u8], recipe: &mut Writer) -> Result<(), Errno> {
+    match FileType::from_raw_mode(stat(parent, name)?.st_mode) {
+        FileType::RegularFile => {
+            let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(parent, name, flags, Mode::empty())?;
+            recipe.save(path, &File::from(file));
+        }
+        FileType::Directory => {
+            let fd = open_directory(parent, name)?;
+            for child in children(fd.as_fd())? {
+                save(fd.as_fd(), &child, &[path, &*child].join(&b'/'), recipe)?;
+            }
+        }
+        _ => {}
+    }
+    Ok(())
 }
 
 /// Removes a directory of this layer with all that is in it.

@@ -364,6 +364,44 @@ fn hostile_archives_are_refused_by_entry_and_reach_nothing_outside() {
 }
 
 #[test]
+fn what_a_layer_may_take_is_bounded() {
+    let long = "n".repeat(90);
+    let refused = |limit: u64, builder: Builder| {
+        let root = tempfile::tempdir().unwrap();
+        let bytes = builder.build();
+        let fd = OwnedFd::from(fs::File::open(root.path()).unwrap());
+        let error = unpack_within(limit, bytes.as_slice(), fd).expect_err("it must be refused");
+        assert!(error.is_of_content(), "{}", types::error::chain(&error));
+        types::error::chain(&error)
+    };
+    // One large file is refused before it is written, many small ones when they have become too much.
+    let error = refused(10_000, Builder::new().file("small", b"x").file("large", &[0; 12_000]));
+    assert!(error.starts_with("entry \"large\": the layer unpacks to more"), "{error}");
+    let many = (0..30).fold(Builder::new(), |builder, at| builder.file(&format!("{at}{long}"), b""));
+    assert!(refused(10_000, many).contains("more than 200 times its blob"));
+    let value = vec![b'v'; 70_000];
+    let large = Builder::new().pax(&[("SCHILY.xattr.user.large", &value)]).file("file", b"");
+    assert!(refused(1 << 30, large).contains("entry \"file\": the layer has an extended attribute"));
+    let names: Vec<String> = (0..300).map(|at| format!("SCHILY.xattr.user.{at}")).collect();
+    let records: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), &b"v"[..])).collect();
+    assert!(refused(1 << 30, Builder::new().pax(&records).file("file", b"")).contains("too many extended"));
+    assert_eq!((limit(0), limit(100 << 20)), (1 << 30, 20_000 << 20));
+}
+
+#[test]
+fn a_file_larger_than_the_free_space_is_refused_before_it_is_written() {
+    let mut header = tar::Header::new_gnu();
+    header.set_path("vast").unwrap();
+    header.set_size(1 << 60);
+    header.set_cksum();
+    let root = tempfile::tempdir().unwrap();
+    let fd = OwnedFd::from(fs::File::open(root.path()).unwrap());
+    let error = unpack_within(u64::MAX, &header.as_bytes()[..], fd).expect_err("there is no such disk");
+    assert_eq!(error.io().map(io::Error::kind), Some(io::ErrorKind::StorageFull), "{error}");
+    assert_eq!(fs::read_dir(root.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn links_that_point_outside_stay_inside() {
     let name = format!("crimson-unpack-{}", std::process::id());
     for target in ["/tmp", "../../../../../../../tmp", "/proc/self/root/tmp"] {

@@ -72,18 +72,40 @@ fn join(directory: &[u8], last: &[u8]) -> Vec<u8> {
     if directory.is_empty() { last.to_vec() } else { [directory, last].join(&b'/') }
 }
 
+/// An open directory of the layer.
+pub(super) struct Place {
+    fd: OwnedFd,
+    /// Its path, which leads through no symbolic link.
+    path: Vec<u8>,
+}
+
+impl Place {
+    /// The path of what has this name in the directory.
+    pub(super) fn child(&self, name: &[u8]) -> Vec<u8> {
+        join(&self.path, name)
+    }
+}
+
+impl AsFd for Place {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
 /// A layer's directory while it is being filled.
 pub(super) struct Tree {
     root: OwnedFd,
     /// The directory used last: entries come directory by directory.
-    cached: Option<(Vec<u8>, Rc<OwnedFd>)>,
+    cached: Option<(Vec<u8>, Rc<Place>)>,
     /// Directories made because an entry needed them.
     implied: Vec<Vec<u8>>,
+    /// Whether one of these took a whiteout's place, which was counted.
+    replaced: bool,
 }
 
 impl Tree {
     pub(super) fn new(root: OwnedFd) -> Self {
-        Self { root, cached: None, implied: Vec::new() }
+        Self { root, cached: None, implied: Vec::new(), replaced: false }
     }
 
     pub(super) fn root(&self) -> BorrowedFd<'_> {
@@ -91,28 +113,33 @@ impl Tree {
     }
 
     /// The directory at `path`, made with its parents when it is missing.
-    pub(super) fn directory(&mut self, path: &[u8]) -> Result<Rc<OwnedFd>, EntryError> {
-        if let Some((_, fd)) = self.cached.as_ref().filter(|(cached, _)| cached == path) {
-            return Ok(Rc::clone(fd));
+    pub(super) fn directory(&mut self, path: &[u8]) -> Result<Rc<Place>, EntryError> {
+        if let Some((_, place)) = self.cached.as_ref().filter(|(cached, _)| cached == path) {
+            return Ok(Rc::clone(place));
         }
-        let fd = match self.open(path) {
-            Ok(fd) => fd,
+        let place = match self.open(path) {
+            Ok(place) => place,
             Err(Errno::NOENT | Errno::NOTDIR) => self.make_all(path, 0)?,
             Err(errno) => return Err(open_error(errno)),
         };
-        let fd = Rc::new(fd);
-        self.cached = Some((path.to_vec(), Rc::clone(&fd)));
-        Ok(fd)
+        let place = Rc::new(place);
+        self.cached = Some((path.to_vec(), Rc::clone(&place)));
+        Ok(place)
     }
 
     /// The directory at `path`, which must be there.
-    pub(super) fn existing(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
+    pub(super) fn existing(&self, path: &[u8]) -> Result<Place, Errno> {
         self.open(path)
     }
 
     /// To be called when something that may have been a directory or a link to one was removed.
     pub(super) fn forget(&mut self) {
         self.cached = None;
+    }
+
+    /// Whether a directory took the place of something that was counted.
+    pub(super) fn has_replaced(&self) -> bool {
+        self.replaced
     }
 
     /// The directories made without an entry since the last call.
@@ -137,7 +164,7 @@ impl Tree {
         }
     }
 
-    fn open_last(&mut self, path: &[u8]) -> Result<(Rc<OwnedFd>, Vec<u8>), Errno> {
+    fn open_last(&mut self, path: &[u8]) -> Result<(Rc<Place>, Vec<u8>), Errno> {
         let at = path.iter().rposition(|&b| b == b'/');
         let (directory, last) = match at {
             Some(at) => (path.get(..at).unwrap_or_default(), path.get(at + 1..).unwrap_or_default()),
@@ -152,27 +179,35 @@ impl Tree {
         Ok((fd, last.to_vec()))
     }
 
-    fn open(&self, path: &[u8]) -> Result<OwnedFd, Errno> {
-        let path = if path.is_empty() { b"." } else { path };
+    fn open(&self, path: &[u8]) -> Result<Place, Errno> {
+        let name = if path.is_empty() { b"." } else { path };
         let inside = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
         let open = |resolve| {
             openat2(
                 &self.root,
-                path,
+                name,
                 OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
                 Mode::empty(),
                 resolve,
             )
         };
         match open(inside | ResolveFlags::NO_SYMLINKS) {
-            // Through links the depth of the name no longer bounds the depth of the tree.
-            Err(Errno::LOOP) => open(inside).and_then(check_depth),
-            result => result,
+            Err(Errno::LOOP) => open(inside).and_then(|fd| self.locate(fd)),
+            result => result.map(|fd| Place { fd, path: path.to_vec() }),
         }
     }
 
+    /// Finds out where links led to. Through them the depth of the name no longer bounds the depth of the tree.
+    fn locate(&self, fd: OwnedFd) -> Result<Place, Errno> {
+        let (root, real) = (own_path(&self.root)?, own_path(&fd)?);
+        let path = real.strip_prefix(root.as_slice()).ok_or(Errno::NOENT)?;
+        let path = path.strip_prefix(b"/").unwrap_or(path).to_vec();
+        let depth = path.iter().filter(|&&b| b == b'/').count();
+        if depth > MAX_DEPTH { Err(Errno::NAMETOOLONG) } else { Ok(Place { fd, path }) }
+    }
+
     /// Opens `path` component by component, making what is missing.
-    fn make_all(&mut self, path: &[u8], links: usize) -> Result<OwnedFd, EntryError> {
+    fn make_all(&mut self, path: &[u8], links: usize) -> Result<Place, EntryError> {
         let mut done: Vec<u8> = Vec::new();
         for part in path.split(|&b| b == b'/').filter(|part| !part.is_empty()) {
             let next = join(&done, part);
@@ -195,7 +230,10 @@ impl Tree {
             Ok(found) if FileType::from_raw_mode(found.st_mode) == FileType::Symlink => {
                 return self.make_target(directory.as_fd(), parent, name, links);
             }
-            Ok(found) if node::is_whiteout(&found) => node::whiteout_to_directory(directory.as_fd(), name)?,
+            Ok(found) if node::is_whiteout(&found) => {
+                self.replaced = true;
+                node::whiteout_to_directory(directory.as_fd(), name)?;
+            }
             Ok(_) => return Err(EntryError::NotADirectory),
         }
         self.implied.push(join(parent, name));
@@ -233,12 +271,9 @@ fn clamp(path: &[u8]) -> Vec<u8> {
     parts.join(&b'/')
 }
 
-fn check_depth(fd: OwnedFd) -> Result<OwnedFd, Errno> {
+fn own_path(fd: &OwnedFd) -> Result<Vec<u8>, Errno> {
     let own = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let real = rustix::fs::readlink(own, Vec::new())?;
-    // The store's own directories count as well; they are few.
-    let depth = real.as_bytes().iter().filter(|&&b| b == b'/').count();
-    if depth > MAX_DEPTH { Err(Errno::NAMETOOLONG) } else { Ok(fd) }
+    rustix::fs::readlink(own, Vec::new()).map(std::ffi::CString::into_bytes)
 }
 
 fn open_error(errno: Errno) -> EntryError {

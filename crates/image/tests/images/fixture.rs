@@ -14,8 +14,15 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     pub(crate) async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// A store that is configured in another way.
+    pub(crate) async fn with(change: impl FnOnce(&mut StoreConfig)) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let images = Images::open(config(directory.path())).await.unwrap();
+        let mut config = config(directory.path());
+        change(&mut config);
+        let images = Images::open(config).await.unwrap();
         let empty = tree(&directory.path().join("images"));
         Self { directory, images, empty }
     }
@@ -103,8 +110,11 @@ pub(crate) struct View {
 
 impl View {
     pub(crate) fn of(rootfs: &Rootfs) -> Self {
-        let overlay =
-            sys::mount::Overlay { lowers: rootfs.layers.clone(), upper: None, work: None, readonly: true };
+        let overlay = sys::mount::Overlay {
+            lowers: rootfs.layers.clone(),
+            readonly: true,
+            ..sys::mount::Overlay::default()
+        };
         Self { fd: sys::overlay_view::open(&overlay).unwrap() }
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader,
@@ -44,6 +45,8 @@ pub(crate) struct Reply {
     pub(crate) body: Vec<u8>,
     /// Close the connection after this many bytes of the body.
     pub(crate) cut: Option<usize>,
+    /// Send nothing for so long after this many bytes of the body.
+    pub(crate) stall: Option<(usize, Duration)>,
 }
 
 impl Reply {
@@ -149,8 +152,13 @@ async fn serve(
     let stream = stream.get_mut();
     stream.write_all(head.as_bytes()).await?;
     let until = reply.cut.unwrap_or(reply.body.len()).min(reply.body.len());
-    *sent.lock().unwrap() += until;
-    stream.write_all(&reply.body[..until]).await?;
+    let (first, pause) = reply.stall.map_or((until, Duration::ZERO), |(at, pause)| (at.min(until), pause));
+    *sent.lock().unwrap() += first;
+    stream.write_all(&reply.body[..first]).await?;
+    stream.flush().await?;
+    tokio::time::sleep(pause).await;
+    *sent.lock().unwrap() += until - first;
+    stream.write_all(&reply.body[first..until]).await?;
     stream.shutdown().await
 }
 

@@ -81,6 +81,22 @@ async fn images_that_share_a_layer_download_it_once() {
     assert!(rootfs.layers.iter().all(|layer| layer.is_dir()), "the other image stays whole");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 8)]
+async fn a_layer_in_another_compression_is_the_same_layer() {
+    let fixture = Fixture::new().await;
+    let layer = LayerBuilder::new().file("shared", "x").build();
+    let gzip = Built::new(Family::Oci, std::slice::from_ref(&layer));
+    let mut config: serde_json::Value = serde_json::from_slice(&gzip.blobs[0]).unwrap();
+    config["author"] = serde_json::json!("another image");
+    let zstd = zstd::encode_all(layer.as_slice(), 1).unwrap();
+    let zstd = Built::of_blobs(Family::Oci, config.to_string().into_bytes(), vec![zstd]);
+    let (first, second) = (Server::of_image(gzip).await, Server::of_image(zstd).await);
+    let a = fixture.images.pull(request(&first, "1")).await.unwrap();
+    let b = fixture.images.pull(request(&second, "1")).await.unwrap();
+    assert_ne!(a, b);
+    assert_eq!((first.count("/blobs/"), second.count("/blobs/")), (2, 1), "the second needs its config only");
+}
+
 fn start_pull(fixture: &Fixture, server: &Server) -> JoinHandle<Result<ImageId, ImageError>> {
     let (images, request) = (fixture.images.clone(), request(server, "1"));
     tokio::spawn(async move { images.pull(request).await })

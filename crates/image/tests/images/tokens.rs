@@ -108,6 +108,74 @@ async fn a_registry_token_needs_no_token_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_stored_is_given_to_those_only_whom_the_registry_lets_in() {
+    let fixture = Fixture::new().await;
+    let trio =
+        start(Built::small("x"), |request| request.header("authorization") == Some("Basic dXNlcjpzZWNyZXQ="))
+            .await;
+    let reference = format!("{}/app:1", trio.registry.address);
+    fixture.pull_as(&reference, Some(password())).await.unwrap();
+    for name in [reference, format!("{}/app:2", trio.registry.address)] {
+        let error = fixture.pull(&name).await.unwrap_err();
+        assert!(matches!(cause(&error), ImageError::Unauthenticated { .. }), "{name}: {}", text(&error));
+    }
+    assert_eq!(fixture.images.list().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_serves_later_pulls_with_the_same_credentials() {
+    let fixture = Fixture::new().await;
+    let trio = start(Built::small("x"), |_| true).await;
+    let pull = |tag: u32, auth| {
+        let reference = format!("{}/app:{tag}", trio.registry.address);
+        let images = fixture.images.clone();
+        async move {
+            images.pull(image::PullRequest { reference, auth, platform: None }).await.unwrap();
+        }
+    };
+    pull(1, Some(password())).await;
+    pull(2, Some(password())).await;
+    assert_eq!(trio.tokens.requests().len(), 1);
+    pull(3, None).await;
+    pull(4, Some(Auth { password: "other".into(), ..password() })).await;
+    assert_eq!(trio.tokens.requests().len(), 3, "each has its own");
+    pull(5, None).await;
+    assert_eq!(trio.tokens.requests().len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_refused_or_expired_is_not_used_again() {
+    let fixture = Fixture::new().await;
+    let current = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let (granted, valid) = (Arc::clone(&current), Arc::clone(&current));
+    let tokens = Server::start(move |_| {
+        let number = granted.load(std::sync::atomic::Ordering::Relaxed);
+        let life = if number == 1 { 0 } else { 3600 };
+        Reply::ok(format!("{{\"access_token\": \"t{number}\", \"expires_in\": {life}}}"))
+    })
+    .await;
+    let (realm, content) = (tokens.address.clone(), Content::new(&Built::small("x")));
+    let registry = Server::start(move |request| {
+        let wanted = format!("Bearer t{}", valid.load(std::sync::atomic::Ordering::Relaxed));
+        if request.header("authorization") == Some(&wanted) {
+            return content.reply(request);
+        }
+        Reply::new(401).header("WWW-Authenticate", format!("Bearer realm=\"http://{realm}/token\""))
+    })
+    .await;
+    // The first token is revoked, the second expires at once, the third is used twice.
+    for (tag, number) in [(1, 0), (2, 1), (3, 2), (4, 2)] {
+        current.store(number, std::sync::atomic::Ordering::Relaxed);
+        fixture.pull(&format!("{}/app:{tag}", registry.address)).await.unwrap();
+    }
+    assert_eq!(tokens.requests().len(), 3);
+    let with_token = |token: &str| {
+        registry.requests().iter().filter(|request| request.header("authorization") == Some(token)).count()
+    };
+    assert_eq!(with_token("Bearer t1"), 1, "an expired token is not tried");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn redirects_end() {
     let fixture = Fixture::new().await;
     let server = Server::start(|request| Reply::new(302).header("Location", request.target.clone())).await;
