@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::facts::NodeFacts;
 use crate::place::{ContainerPlace, SandboxPlace};
 use crate::request::{ContainerRequest, SandboxRequest};
 
@@ -22,8 +23,11 @@ pub const CONTAINER_NAME: &str = "io.kubernetes.cri.container-name";
 /// The image's name.
 pub const IMAGE_NAME: &str = "io.kubernetes.cri.image-name";
 
+/// What the names of the pod's limits begin with.
+const POD_LIMITS: &str = "io.kubernetes.cri.sandbox-";
+
 /// Annotations that make an OCI runtime act: hooks, systemd properties, CRIU options, debug switches. What a client
-/// sends under these names is kept for CRI's answers and left out of the spec; a handler that allows them will name them.
+/// sends under these names is kept for CRI's answers and left out of the spec, unless the handler's configuration lets it pass.
 const ACTING: &[&str] = &["run.oci.", "org.systemd.property.", "org.criu.", "io.kubernetes.cri."];
 
 /// What every scope of ours is to have and OCI runtimes do not ask for by themselves: systemd would allow it a share of the
@@ -34,9 +38,15 @@ const SCOPE_PROPERTIES: [(&str, &str); 2] = [
     ("org.systemd.property.CollectMode", "'inactive-or-failed'"),
 ];
 
-/// Annotations of a sandbox: our own only, since its others come from the pod's author.
-pub(crate) fn sandbox(request: &SandboxRequest, place: &SandboxPlace) -> HashMap<String, String> {
-    let mut all = common(request, "sandbox", place.id.as_str());
+/// Annotations of a sandbox: our own, and of the pod's author's those that the handler lets pass.
+pub(crate) fn sandbox(
+    request: &SandboxRequest,
+    facts: &NodeFacts,
+    place: &SandboxPlace,
+) -> HashMap<String, String> {
+    let mut all = of_pod(request, facts);
+    all.extend(common(request, "sandbox", place.id.as_str()));
+    all.extend(pod_limits(request));
     all.extend(scope_properties(&place.cgroups_path, None));
     all.insert(SANDBOX_LOG_DIRECTORY.to_owned(), request.log_directory().to_owned());
     all
@@ -46,16 +56,61 @@ pub(crate) fn sandbox(request: &SandboxRequest, place: &SandboxPlace) -> HashMap
 pub(crate) fn container(
     request: &ContainerRequest,
     sandbox: &SandboxRequest,
+    facts: &NodeFacts,
     place: &ContainerPlace<'_>,
 ) -> HashMap<String, String> {
     let acts = |name: &str| ACTING.iter().any(|prefix| name.starts_with(prefix));
-    let copied = request.annotations().iter().filter(|(name, _)| !name.is_empty() && !acts(name));
-    let mut all: HashMap<_, _> = copied.map(|(name, value)| (name.clone(), value.clone())).collect();
+    let passes =
+        |name: &str| !name.is_empty() && (!acts(name) || fits_any(&facts.container_annotations, name));
+    let copied = request.annotations().iter().filter(|(name, _)| passes(name));
+    let mut all = of_pod(sandbox, facts);
+    all.extend(copied.map(|(name, value)| (name.clone(), value.clone())));
     all.extend(common(sandbox, "container", place.sandbox_id.as_str()));
     all.extend(scope_properties(&place.cgroups_path, Some(request)));
     all.insert(CONTAINER_NAME.to_owned(), request.name().to_owned());
     all.insert(IMAGE_NAME.to_owned(), place.image_name.clone());
     all
+}
+
+/// What the pod's author says to the OCI runtime, as far as the handler lets it pass.
+fn of_pod(request: &SandboxRequest, facts: &NodeFacts) -> HashMap<String, String> {
+    let passing = request.annotations().iter().filter(|(name, _)| fits_any(&facts.pod_annotations, name));
+    passing.map(|(name, value)| (name.clone(), value.clone())).collect()
+}
+
+/// An annotation of the pod, if the handler lets it pass.
+pub(crate) fn passing<'a>(request: &'a SandboxRequest, facts: &NodeFacts, name: &str) -> Option<&'a str> {
+    request.annotations().get(name).map(String::as_str).filter(|_| fits_any(&facts.pod_annotations, name))
+}
+
+/// Limits of the pod as kubelet has reckoned them, for runtimes that make a machine of that size for the pod.
+fn pod_limits(request: &SandboxRequest) -> HashMap<String, String> {
+    let limits = request.config().linux.as_ref().and_then(|linux| linux.resources.as_ref());
+    let Some(limits) = limits else { return HashMap::new() };
+    [
+        ("cpu-period", limits.cpu_period),
+        ("cpu-quota", limits.cpu_quota),
+        ("cpu-shares", limits.cpu_shares),
+        ("memory", limits.memory_limit_in_bytes),
+    ]
+    .map(|(name, value)| (format!("{POD_LIMITS}{name}"), value.to_string()))
+    .into()
+}
+
+fn fits_any(patterns: &[String], name: &str) -> bool {
+    !name.is_empty() && patterns.iter().any(|pattern| fits(pattern, name))
+}
+
+/// Whether `name` is what `pattern` says, `*` standing for any run of characters.
+fn fits(pattern: &str, name: &str) -> bool {
+    let Some((first, rest)) = pattern.split_once('*') else { return pattern == name };
+    let Some(mut left) = name.strip_prefix(first) else { return false };
+    let (middle, last) = rest.rsplit_once('*').unwrap_or(("", rest));
+    for part in middle.split('*').filter(|part| !part.is_empty()) {
+        let Some((_, behind)) = left.split_once(part) else { return false };
+        left = behind;
+    }
+    left.ends_with(last)
 }
 
 /// None with the cgroupfs driver, whose paths are absolute.
@@ -82,6 +137,8 @@ fn common(sandbox: &SandboxRequest, kind: &str, id: &str) -> HashMap<String, Str
 
 #[cfg(test)]
 mod tests {
+    use cri_api::v1;
+
     use super::*;
     use crate::fixtures;
 
@@ -108,7 +165,7 @@ mod tests {
         assert_eq!((spec["annotations"].get(TASKS), spec["annotations"].get(COLLECT)), (None, None));
         let place = SandboxPlace { cgroups_path: "a.slice:crimson:s".into(), ..fixtures::sandbox_place() };
         let pod = SandboxRequest::parse(fixtures::pod(), String::new()).unwrap();
-        assert_eq!(sandbox(&pod, &place)[COLLECT], "'inactive-or-failed'");
+        assert_eq!(sandbox(&pod, &NodeFacts::default(), &place)[COLLECT], "'inactive-or-failed'");
     }
 
     #[test]
@@ -119,6 +176,74 @@ mod tests {
         });
         assert_eq!(spec["annotations"][TASKS], "uint64 18446744073709551615");
         assert_eq!(spec["annotations"].get("org.systemd.property.Slice"), None);
+    }
+
+    #[test]
+    fn what_the_handler_lets_pass_reaches_the_runtime_and_nothing_else_of_a_pods_author() {
+        let mut pod = fixtures::pod();
+        let said = |list: &[(&str, &str)]| {
+            list.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect::<Vec<_>>()
+        };
+        pod.annotations.extend(said(&[("io.katacontainers.config.x", "1"), ("run.oci.hooks.stdout", "/f")]));
+        let facts = NodeFacts {
+            pod_annotations: vec!["io.katacontainers.*".to_owned(), "io.kubernetes.cri.*".to_owned()],
+            container_annotations: vec!["run.oci.keep_original_groups".to_owned()],
+            ..NodeFacts::default()
+        };
+        let mut config = fixtures::container();
+        config.annotations.extend(said(&[
+            ("run.oci.keep_original_groups", "1"),
+            ("run.oci.handler", "wasm"),
+            ("plain", "yes"),
+        ]));
+        pod.annotations.insert(SANDBOX_ID.to_owned(), "forged".to_owned());
+        let spec = fixtures::container_json(config, pod.clone(), &facts, |_| {}).unwrap();
+        let of = |name: &str| spec["annotations"].get(name).and_then(|value| value.as_str());
+        assert_eq!(of("io.katacontainers.config.x"), Some("1"));
+        assert_eq!((of("run.oci.keep_original_groups"), of("plain")), (Some("1"), Some("yes")));
+        assert_eq!((of("run.oci.handler"), of("run.oci.hooks.stdout")), (None, None));
+        assert_ne!(of(SANDBOX_ID), Some("forged"), "our own are never overwritten");
+        let pod = SandboxRequest::parse(pod, String::new()).unwrap();
+        let place = fixtures::sandbox_place();
+        let all = sandbox(&pod, &facts, &place);
+        assert_eq!(all.get("io.katacontainers.config.x").map(String::as_str), Some("1"));
+        assert_eq!(all.get("run.oci.hooks.stdout"), None);
+        assert_eq!(sandbox(&pod, &NodeFacts::default(), &place).get("io.katacontainers.config.x"), None);
+    }
+
+    #[test]
+    fn machines_learn_how_large_the_pod_is() {
+        let mut pod = fixtures::pod();
+        let limits = v1::LinuxContainerResources {
+            cpu_quota: 20_000,
+            cpu_period: 100_000,
+            cpu_shares: 204,
+            memory_limit_in_bytes: 64 << 20,
+            ..Default::default()
+        };
+        pod.linux.get_or_insert_default().resources = Some(limits);
+        let pod = SandboxRequest::parse(pod, String::new()).unwrap();
+        let all = sandbox(&pod, &NodeFacts::default(), &fixtures::sandbox_place());
+        let of = |name: &str| all[&format!("io.kubernetes.cri.sandbox-{name}")].clone();
+        assert_eq!([of("cpu-quota"), of("cpu-period"), of("cpu-shares")], ["20000", "100000", "204"]);
+        assert_eq!(of("memory"), (64 << 20).to_string());
+    }
+
+    #[test]
+    fn stars_stand_for_any_run_of_characters() {
+        for (pattern, name, expected) in [
+            ("a.b", "a.b", true),
+            ("a.b", "a.bc", false),
+            ("a.*", "a.b/c", true),
+            ("a.*", "b.a.c", false),
+            ("*", "x", true),
+            ("a*c*e", "abcde", true),
+            ("a*c*e", "abde", false),
+            ("*.x", "a.x", true),
+            ("ab*ba", "aba", false),
+        ] {
+            assert_eq!(fits(pattern, name), expected, "{pattern} {name}");
+        }
     }
 
     #[test]

@@ -59,19 +59,27 @@ impl Profile {
         }
     }
 
+    /// Whether the default profile is to confine the process, where there is one.
+    #[must_use]
+    pub fn wants_default(&self, privileged: bool) -> bool {
+        matches!(self, Self::Unset | Self::RuntimeDefault) && !privileged
+    }
+
     /// The name to write into the spec; `None` means unconfined. A privileged container has the default only if it is
     /// asked for, and then none is applied, as kubelet's own defaults demand.
     pub(crate) fn resolve(&self, privileged: bool, facts: &NodeFacts) -> Result<Option<String>, SpecError> {
-        let missing =
-            |what: &str| SpecError::Unavailable { what: what.to_owned(), reason: "AppArmor is off" };
+        let missing = |what: String, reason| Err(SpecError::Unavailable { what, reason });
         match (self, &facts.apparmor_default) {
-            (Self::Unconfined, _) | (Self::Unset, None) => Ok(None),
-            (Self::RuntimeDefault, None) if privileged => Ok(None),
-            (Self::RuntimeDefault, None) => Err(missing("the default AppArmor profile")),
-            (Self::Localhost(name), None) => Err(missing(&format!("AppArmor profile {name:?}"))),
-            (Self::Unset | Self::RuntimeDefault, Some(_)) if privileged => Ok(None),
+            (Self::Unconfined, _) => Ok(None),
+            (Self::Localhost(name), _) if facts.apparmor => Ok(Some(name.clone())),
+            (Self::Localhost(name), _) => missing(format!("AppArmor profile {name:?}"), "AppArmor is off"),
+            (Self::Unset | Self::RuntimeDefault, _) if privileged => Ok(None),
             (Self::Unset | Self::RuntimeDefault, Some(default)) => Ok(Some(default.clone())),
-            (Self::Localhost(name), Some(_)) => Ok(Some(name.clone())),
+            (Self::Unset, None) => Ok(None),
+            (Self::RuntimeDefault, None) => {
+                let reason = if facts.apparmor { "it cannot be loaded" } else { "AppArmor is off" };
+                missing("the default AppArmor profile".to_owned(), reason)
+            }
         }
     }
 }
@@ -100,14 +108,36 @@ mod tests {
     #[test]
     fn demanded_where_it_is_off_is_refused() {
         let off = NodeFacts::default();
-        let on = NodeFacts { apparmor_default: Some("crimson-default".into()), ..NodeFacts::default() };
         let web = Profile::Localhost("web".into());
         assert_eq!(Profile::Unset.resolve(false, &off).unwrap(), None);
         assert_eq!(Profile::Unconfined.resolve(false, &off).unwrap(), None);
+        assert_eq!(Profile::RuntimeDefault.resolve(true, &off).unwrap(), None);
         assert!(Profile::RuntimeDefault.resolve(false, &off).is_err());
-        assert!(web.resolve(true, &off).is_err());
-        assert_eq!(Profile::Unset.resolve(false, &on).unwrap().as_deref(), Some("crimson-default"));
-        assert_eq!(Profile::Unset.resolve(true, &on).unwrap(), None);
+        assert!(web.resolve(true, &off).unwrap_err().to_string().contains("\"web\""));
+    }
+
+    #[test]
+    fn where_it_is_on_nothing_asked_for_means_the_default() {
+        let on = NodeFacts {
+            apparmor: true,
+            apparmor_default: Some("crimson-default".into()),
+            ..NodeFacts::default()
+        };
+        let web = Profile::Localhost("web".into());
+        for profile in [Profile::Unset, Profile::RuntimeDefault] {
+            assert_eq!(profile.resolve(false, &on).unwrap().as_deref(), Some("crimson-default"));
+            assert_eq!(profile.resolve(true, &on).unwrap(), None, "privileged");
+        }
+        assert_eq!(Profile::Unconfined.resolve(false, &on).unwrap(), None);
         assert_eq!(web.resolve(true, &on).unwrap().as_deref(), Some("web"));
+    }
+
+    #[test]
+    fn a_default_that_cannot_be_loaded_is_missed_only_by_who_demands_it() {
+        let without = NodeFacts { apparmor: true, ..NodeFacts::default() };
+        assert_eq!(Profile::Unset.resolve(false, &without).unwrap(), None);
+        assert!(Profile::RuntimeDefault.resolve(false, &without).is_err());
+        let web = Profile::Localhost("web".into());
+        assert_eq!(web.resolve(false, &without).unwrap().as_deref(), Some("web"));
     }
 }

@@ -121,9 +121,13 @@ pub(crate) fn container(
     Ok(sets(held, ambient))
 }
 
-/// The sets of a privileged container: all the host gives.
-pub(crate) fn privileged(facts: &NodeFacts) -> LinuxCapabilities {
-    sets(facts.capabilities.clone(), Capabilities::new())
+/// The sets of a privileged container: all the host gives, whatever the request adds or drops; ambient are those it asks for.
+pub(crate) fn privileged(
+    request: Option<&v1::Capability>,
+    facts: &NodeFacts,
+) -> Result<LinuxCapabilities, SpecError> {
+    let ambient = request.map_or(&[][..], |request| &request.add_ambient_capabilities);
+    Ok(sets(facts.capabilities.clone(), self::ambient(ambient, facts)?))
 }
 
 /// No capability at all.

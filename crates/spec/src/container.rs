@@ -5,9 +5,9 @@ use oci_spec::runtime::{Linux, LinuxCapabilities, Process, Root, Spec};
 
 use crate::error::SpecError;
 use crate::facts::NodeFacts;
-use crate::place::ContainerPlace;
+use crate::place::{ContainerPlace, ResolvedDevice};
 use crate::request::{ContainerRequest, SandboxRequest};
-use crate::{annotations, capabilities, devices, mounts, namespaces, process, resources};
+use crate::{annotations, capabilities, classes, devices, mounts, namespaces, process, resources, userns};
 
 /// Translates a container request.
 ///
@@ -20,15 +20,26 @@ pub fn container_spec(
     place: &ContainerPlace<'_>,
 ) -> Result<Spec, SpecError> {
     check_against_sandbox(request, sandbox)?;
-    let (mounts, propagation) = mounts::container(request, sandbox, facts, place)?;
+    userns::check_container(request, sandbox)?;
+    classes::check(request, sandbox)?;
+    let (mut mounts, propagation) = mounts::container(request, sandbox, facts, place)?;
     let capabilities = capabilities_of(request, facts)?;
     let mut root = Root::default();
     root.set_path(place.rootfs.clone()).set_readonly(Some(request.readonly_rootfs()));
     let mut linux = linux(request, sandbox, facts, place)?;
+    if let Some(maps) = sandbox.user_namespace() {
+        maps.check(&place.identity)?;
+        maps.set(&mut linux);
+        maps.adapt(&mut mounts);
+    }
     linux.set_rootfs_propagation(propagation.map(str::to_owned)).set_seccomp(if request.privileged() {
         None
     } else {
-        request.seccomp().filter(place.seccomp_profile.as_deref(), &capabilities, facts)?
+        request.seccomp().or_unset(&facts.unset_seccomp_profile).filter(
+            place.seccomp_profile.as_deref(),
+            &capabilities,
+            facts,
+        )?
     });
     let mut spec = Spec::default();
     spec.set_version(facts.oci_version.clone())
@@ -36,7 +47,7 @@ pub fn container_spec(
         .set_hostname(None)
         .set_process(Some(main_process(request, sandbox, facts, place, capabilities)?))
         .set_mounts(Some(mounts))
-        .set_annotations(Some(annotations::container(request, sandbox, place)))
+        .set_annotations(Some(annotations::container(request, sandbox, facts, place)))
         .set_linux(Some(linux));
     Ok(spec)
 }
@@ -53,10 +64,12 @@ fn check_against_sandbox(request: &ContainerRequest, sandbox: &SandboxRequest) -
 }
 
 fn capabilities_of(request: &ContainerRequest, facts: &NodeFacts) -> Result<LinuxCapabilities, SpecError> {
+    let asked = request.security().and_then(|context| context.capabilities.as_ref());
     if request.privileged() {
-        return Ok(capabilities::privileged(facts));
+        capabilities::privileged(asked, facts)
+    } else {
+        capabilities::container(asked, facts)
     }
-    capabilities::container(request.security().and_then(|context| context.capabilities.as_ref()), facts)
 }
 
 fn main_process(
@@ -71,10 +84,24 @@ fn main_process(
         .set_no_new_privileges(Some(request.security().is_some_and(|context| context.no_new_privs)))
         .set_apparmor_profile(request.apparmor()?.resolve(request.privileged(), facts)?)
         .set_oom_score_adj(Some(resources::oom_score_adj(request, facts)));
-    if facts.selinux && !request.privileged() {
+    if facts.selinux {
         main.set_selinux_label(place.selinux.as_ref().map(|labels| labels.process.clone()));
     }
     Ok(main)
+}
+
+/// All that were found, or of a privileged container whose handler keeps the host's away those that it asks for.
+fn devices_for(
+    request: &ContainerRequest,
+    facts: &NodeFacts,
+    place: &ContainerPlace<'_>,
+) -> Vec<ResolvedDevice> {
+    let mut devices = place.devices.clone();
+    if request.privileged() && !facts.privileged_devices {
+        let asked = request.devices();
+        devices.retain(|device| asked.iter().any(|asked| device.path.starts_with(&asked.container_path)));
+    }
+    devices
 }
 
 fn linux(
@@ -84,13 +111,15 @@ fn linux(
     place: &ContainerPlace<'_>,
 ) -> Result<Linux, SpecError> {
     let mut resources = resources::linux_resources(request, facts)?;
-    resources.set_devices(Some(devices::rules(&place.devices, request.privileged())));
+    let devices = devices_for(request, facts, place);
+    let every_device = request.privileged() && facts.privileged_devices;
+    resources.set_devices(Some(devices::rules(&devices, every_device)));
     let mut linux = Linux::default();
     linux
         .set_namespaces(Some(namespaces::container(request, sandbox, facts, place)?))
         .set_cgroups_path(Some(place.cgroups_path.clone().into()))
         .set_resources(Some(resources))
-        .set_devices(Some(devices::nodes(&place.devices)))
+        .set_devices(Some(devices::nodes(&devices)))
         .set_masked_paths(None)
         .set_readonly_paths(None);
     if let Some(context) = request.security().filter(|context| !context.privileged) {
@@ -98,7 +127,7 @@ fn linux(
             .set_masked_paths(Some(context.masked_paths.clone()))
             .set_readonly_paths(Some(context.readonly_paths.clone()));
     }
-    if facts.selinux && !request.privileged() {
+    if facts.selinux {
         linux.set_mount_label(place.selinux.as_ref().map(|labels| labels.mount.clone()));
     }
     Ok(linux)

@@ -57,6 +57,14 @@ pub enum SpecError {
         /// Path of the mount inside the container.
         path: String,
     },
+    /// An image cannot be mounted as it was asked for. kubelet matches the first word of this message.
+    #[error("ImageVolumeMountFailed: mount {path:?}: {reason}")]
+    ImageVolume {
+        /// Path of the mount inside the container.
+        path: String,
+        /// The rule it breaks.
+        reason: &'static str,
+    },
     /// A seccomp profile that is not JSON of the OCI form.
     #[error("seccomp profile {path:?} is not valid")]
     SeccompProfile {
@@ -103,6 +111,7 @@ impl Kind for SpecError {
             | Self::UnknownUser(_)
             | Self::UnknownGroup(_)
             | Self::Sysctl { .. }
+            | Self::ImageVolume { .. }
             | Self::SeccompProfile { .. }
             | Self::NoCommand { .. } => ErrorKind::InvalidArgument,
             Self::Unavailable { .. } | Self::RroUnsupported { .. } => ErrorKind::FailedPrecondition,

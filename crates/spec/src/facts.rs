@@ -2,6 +2,7 @@
 
 use oci_spec::runtime::Capabilities;
 
+use crate::rlimit::Rlimit;
 use crate::{capabilities, cri_defaults};
 
 /// The kernel's control group interface.
@@ -56,16 +57,28 @@ pub struct NodeFacts {
     pub hugepage_sizes: Vec<String>,
     /// Memory limits below this are refused: the OCI runtime's own start needs that much. 0 means no check.
     pub min_memory_bytes: i64,
-    /// Name of the loaded default AppArmor profile; `None` when AppArmor is off.
+    /// Whether AppArmor is on.
+    pub apparmor: bool,
+    /// Name of the loaded default AppArmor profile; `None` when AppArmor is off, or has none.
     pub apparmor_default: Option<String>,
     /// Whether SELinux is enabled.
     pub selinux: bool,
     /// Whether kernel and OCI runtime have seccomp filters.
     pub seccomp: bool,
+    /// The seccomp profile of requests that name none, as the older field has it; empty for none.
+    pub unset_seccomp_profile: String,
     /// Whether kernel and runtime handler can mount recursively read-only.
     pub recursive_read_only: bool,
+    /// Whether privileged containers get the devices of the host; without, those that they ask for only.
+    pub privileged_devices: bool,
+    /// Names of annotations of the pod that reach the OCI runtime, `*` standing for any run of characters.
+    pub pod_annotations: Vec<String>,
+    /// Names of annotations of a container that reach the OCI runtime although it acts by them.
+    pub container_annotations: Vec<String>,
     /// Sysctls that every pod with the namespace in question gets unless it sets them itself.
     pub sysctls: Vec<(String, String)>,
+    /// Limits that every container's processes begin with.
+    pub rlimits: Vec<Rlimit>,
 }
 
 impl NodeFacts {
@@ -96,11 +109,17 @@ impl Default for NodeFacts {
             swap_accounting: true,
             hugepage_sizes: Vec::new(),
             min_memory_bytes: cri_defaults::MIN_MEMORY_BYTES,
+            apparmor: false,
             apparmor_default: None,
             selinux: false,
             seccomp: true,
+            unset_seccomp_profile: String::new(),
             recursive_read_only: true,
+            privileged_devices: true,
+            pod_annotations: Vec::new(),
+            container_annotations: Vec::new(),
             sysctls: cri_defaults::sysctls(),
+            rlimits: Vec::new(),
         }
     }
 }

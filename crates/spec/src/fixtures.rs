@@ -107,6 +107,7 @@ pub(crate) fn sandbox_place() -> SandboxPlace {
         rootfs: "/var/lib/crimson/pause".into(),
         command: vec!["/pause".into()],
         netns: Some("/run/netns/cni-1".into()),
+        userns: Some("/run/crimson/containers/1/user".into()),
         cgroups_path: "/kubepods/podu-1/sandbox".into(),
         shm: Some("/run/crimson/pods/1/shm".into()),
         image: None,
@@ -134,7 +135,8 @@ pub(crate) fn place<'a>(request: &ContainerRequest, image: &'a ImageConfiguratio
         shm: file("shm"),
         image,
         image_name: "docker.io/library/web:1".into(),
-        identity: identity::resolve(&request.identity(image), None, None).unwrap(),
+        // A name is for the test to look up.
+        identity: identity::resolve(&request.identity(image), None, None).unwrap_or_default(),
         mounts: request.mounts().into_iter().map(resolved).collect(),
         devices: vec![],
         volumes: vec![],

@@ -2,10 +2,16 @@
 //!
 //! A pure lookup over the text of the image's own `/etc/passwd` and `/etc/group`. The caller reads both files beneath
 //! the container's root; a missing file is `None`. Promises: a name that cannot be found is an error naming it; a number
-//! needs no entry (its group is then 0); the primary group is always the first of the additional groups, as OCI runtimes
-//! set the whole list with one system call.
+//! needs no entry (its group is then 0); a line that is no entry is passed over, however it is malformed; the primary group is
+//! always the first of the additional groups, as OCI runtimes set the whole list with one system call. The files come from
+//! strangers, so the time taken grows with their length and no faster.
+
+use std::collections::HashSet;
 
 use crate::error::SpecError;
+
+/// The kernel gives a process no more groups than this.
+const MAX_GROUPS: usize = 65_536;
 
 /// The user a process is to run as, before the lookup.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -66,7 +72,8 @@ pub struct Identity {
 /// Looks an identity up in the image's own files.
 ///
 /// # Errors
-/// [`SpecError::UnknownUser`] or [`SpecError::UnknownGroup`] for a name without an entry.
+/// [`SpecError::UnknownUser`] or [`SpecError::UnknownGroup`] for a name without an entry, [`SpecError::Invalid`] for more groups
+/// than a process can have.
 pub fn resolve(
     request: &IdentityRequest,
     passwd: Option<&[u8]>,
@@ -95,10 +102,15 @@ pub fn resolve(
         additional_gids.extend(memberships(&groups, entry.name));
     }
     additional_gids.extend(&request.supplemental);
+    let additional_gids = each_once(additional_gids);
+    if additional_gids.len() > MAX_GROUPS {
+        let reason = "a process can have 65536 groups at most";
+        return Err(SpecError::invalid("supplemental groups", additional_gids.len().to_string(), reason));
+    }
     Ok(Identity {
         uid,
         gid,
-        additional_gids: each_once(additional_gids),
+        additional_gids,
         home: entry.as_ref().map(|entry| entry.home.to_owned()),
         username: entry.map(|entry| entry.name.to_owned()),
     })
@@ -139,7 +151,7 @@ fn split_user(text: &str) -> (User<'_>, Option<&str>) {
 }
 
 fn passwd_entry(line: &str) -> Option<Passwd<'_>> {
-    let mut fields = line.split(':');
+    let mut fields = line.trim().split(':');
     let name = fields.next().filter(|name| !name.is_empty())?;
     let uid = number(fields.nth(1)?)?;
     let gid = number(fields.next()?)?;
@@ -155,7 +167,7 @@ fn find_user<'a>(passwd: &'a str, user: &User<'_>) -> Option<Passwd<'a>> {
 
 /// The fields of a group line: name, id, members.
 fn group_entry(line: &str) -> Option<(&str, u32, &str)> {
-    let mut fields = line.split(':');
+    let mut fields = line.trim().split(':');
     let name = fields.next()?;
     let gid = number(fields.nth(1)?)?;
     Some((name, gid, fields.next().unwrap_or("")))
@@ -179,14 +191,10 @@ fn memberships<'a>(groups: &'a str, user: &'a str) -> impl Iterator<Item = u32> 
         .map(|(_, gid, _)| gid)
 }
 
-fn each_once(ids: Vec<u32>) -> Vec<u32> {
-    let mut unique = Vec::with_capacity(ids.len());
-    for id in ids {
-        if !unique.contains(&id) {
-            unique.push(id);
-        }
-    }
-    unique
+fn each_once(mut ids: Vec<u32>) -> Vec<u32> {
+    let mut seen = HashSet::with_capacity(ids.len());
+    ids.retain(|id| seen.insert(*id));
+    ids
 }
 
 #[cfg(test)]
@@ -253,5 +261,24 @@ mod tests {
         assert_eq!(found, Identity { uid: 65535, additional_gids: vec![0], ..Identity::default() });
         let alice = resolve(&name("alice"), Some(PASSWD), None).unwrap();
         assert_eq!((alice.home.as_deref(), alice.username.as_deref()), (Some("/home/alice"), Some("alice")));
+    }
+
+    #[test]
+    fn malformed_files_are_read_as_far_as_they_are_sound() {
+        let passwd: &[u8] = b"\0\0\n::::\nweb:x:-1:5\nweb:x:4294967295:5\nweb:x:1e3:5\n+::::::\n web:x:33:33:::/bin/sh\r\n:x:0:0\nend";
+        let group: &[u8] = b"a:x:7:web\r\nb:x:oops:web\nc:x:-8:web\nd:x:9: web ,x\n";
+        let found = resolve(&name("web"), Some(passwd), Some(group)).unwrap();
+        assert_eq!((found.uid, found.gid, found.additional_gids), (33, 33, vec![33, 7, 9]));
+        assert!(resolve(&name("-1"), Some(passwd), None).is_err());
+        assert!(resolve(&name("4294967295"), Some(passwd), None).is_err(), "it is no id, and nobody's name");
+    }
+
+    #[test]
+    fn a_file_of_hundreds_of_thousands_of_groups_is_refused_soon() {
+        let lines: String = (0..400_000).map(|gid| format!("g:x:{gid}:alice\n")).collect();
+        let error = resolve(&name("alice"), Some(PASSWD), Some(lines.as_bytes())).unwrap_err();
+        assert!(error.to_string().contains("65536 groups"), "{error}");
+        let strict = IdentityRequest { policy: GroupsPolicy::Strict, ..name("alice") };
+        assert_eq!(resolve(&strict, Some(PASSWD), Some(lines.as_bytes())).unwrap().additional_gids, [1001]);
     }
 }

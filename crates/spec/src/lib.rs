@@ -16,6 +16,7 @@
 pub mod annotations;
 pub mod apparmor;
 pub mod capabilities;
+mod classes;
 pub mod container;
 pub mod cri_defaults;
 mod devices;
@@ -28,12 +29,15 @@ mod place;
 mod process;
 pub mod request;
 pub mod resources;
+mod rlimit;
 pub mod sandbox;
 pub mod seccomp;
 pub mod selinux;
 pub mod stop_signal;
 mod sysctl;
-mod userns;
+pub mod userns;
+pub mod volumes;
+mod wishes;
 
 #[cfg(test)]
 mod fixtures;
@@ -49,8 +53,11 @@ pub use request::{
     ResourcesUpdate, SandboxRequest,
 };
 pub use resources::linux_resources;
+pub use rlimit::Rlimit;
 pub use sandbox::sandbox_spec;
 pub use stop_signal::StopSignal;
+pub use userns::UserNamespace;
+pub use wishes::shm_bytes;
 
 /// The OCI types this crate speaks, so that its users need not depend on `oci-spec` for the names alone.
 pub use oci_spec;

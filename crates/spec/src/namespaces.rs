@@ -1,7 +1,8 @@
 //! Which namespaces are new, which are joined, which stay the node's.
 //!
 //! The pause process holds the pod's IPC, UTS and pid namespaces; the network namespace is pinned by a path. A namespace
-//! that is absent from the list is the node's.
+//! that is absent from the list is the node's. The pod's user namespace, if it has one, was made with the network namespace, or
+//! is made with the pause process where the network is the node's, and owns all the others.
 
 use std::path::PathBuf;
 
@@ -19,6 +20,12 @@ pub(crate) fn sandbox(
     place: &SandboxPlace,
 ) -> Result<Vec<LinuxNamespace>, SpecError> {
     let mut namespaces = vec![new(Type::Mount)];
+    if request.user_namespace().is_some() {
+        namespaces.push(match &place.userns {
+            Some(userns) => joined(Type::User, userns.clone()),
+            None => new(Type::User),
+        });
+    }
     if !request.host_pid() {
         namespaces.push(new(Type::Pid));
     }
@@ -45,6 +52,9 @@ pub(crate) fn container(
 ) -> Result<Vec<LinuxNamespace>, SpecError> {
     let of_pause = |name: &str| PathBuf::from(format!("/proc/{}/ns/{name}", place.pause_pid));
     let mut namespaces = vec![new(Type::Mount)];
+    if sandbox.user_namespace().is_some() {
+        namespaces.push(joined(Type::User, of_pause("user")));
+    }
     match request.pid_mode() {
         PidMode::Container => namespaces.push(new(Type::Pid)),
         PidMode::Pod if !sandbox.host_pid() => namespaces.push(joined(Type::Pid, of_pause("pid"))),
@@ -58,8 +68,9 @@ pub(crate) fn container(
         let netns = place.netns.clone().unwrap_or_else(|| of_pause("net"));
         namespaces.extend([joined(Type::Network, netns), joined(Type::Uts, of_pause("uts"))]);
     }
-    // A privileged container manages the node, so it sees the node's control groups.
-    if facts.hierarchy == Hierarchy::V2 && !request.privileged() {
+    // A privileged container manages the node, so it sees the node's control groups; one in a user namespace cannot.
+    let manages = request.privileged() && sandbox.user_namespace().is_none();
+    if facts.hierarchy == Hierarchy::V2 && !manages {
         namespaces.push(new(Type::Cgroup));
     }
     Ok(namespaces)

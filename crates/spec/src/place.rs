@@ -20,6 +20,8 @@ pub struct SandboxPlace {
     pub command: Vec<String>,
     /// The pinned network namespace; unused for a pod on the host network.
     pub netns: Option<PathBuf>,
+    /// The pod's user namespace where it is there already; else a pod that is to have one gets it with its pause process.
+    pub userns: Option<PathBuf>,
     /// As the OCI runtime reads it: a path, or `slice:prefix:name` for systemd.
     pub cgroups_path: String,
     /// The pod's `/dev/shm` on the host.
@@ -81,7 +83,7 @@ pub struct ContainerPlace<'a> {
 pub struct ResolvedMount {
     /// What was asked.
     pub request: MountRequest,
-    /// The path on the host to bind.
+    /// The path to bind: on the host, or where the image is going to be mounted while the OCI runtime creates the container.
     pub source: PathBuf,
 }
 

@@ -5,12 +5,12 @@ use std::path::PathBuf;
 use oci_spec::image::Config;
 use oci_spec::runtime::{Process, Spec, User};
 
-use crate::cri_defaults;
 use crate::error::SpecError;
 use crate::facts::NodeFacts;
 use crate::identity::Identity;
 use crate::place::ContainerPlace;
 use crate::request::{ContainerRequest, SandboxRequest, clean_absolute};
+use crate::{cri_defaults, rlimit, wishes};
 
 /// A process with nothing set but what OCI runtimes need.
 pub(crate) fn bare(args: Vec<String>, user: User) -> Process {
@@ -44,11 +44,14 @@ pub(crate) fn container(
     place: &ContainerPlace<'_>,
 ) -> Result<Process, SpecError> {
     let image = place.image.config().as_ref();
-    let mut process = bare(args(request, image, &place.image_name)?, user(&place.identity));
+    let mut user = user(&place.identity);
+    user.set_umask(wishes::umask(sandbox, facts)?);
+    let mut process = bare(args(request, image, &place.image_name)?, user);
     process
         .set_terminal(Some(request.tty()))
         .set_env(Some(environment(request, image, sandbox.effective_hostname(&facts.hostname))))
-        .set_cwd(working_dir(request, image));
+        .set_cwd(working_dir(request, image))
+        .set_rlimits(rlimit::oci(&facts.rlimits));
     Ok(process)
 }
 

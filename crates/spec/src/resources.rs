@@ -1,7 +1,8 @@
 //! Limits of a container: CRI's numbers → OCI's, and the merging of updates.
 //!
-//! In CRI zero or empty means "not said": at creation no limit, in an update unchanged. Shares are passed on as they
-//! are; the OCI runtime turns them into a weight on cgroup v2. Swap on v2 goes by its own file: told of memory and swap
+//! In CRI zero or empty means "not said": at creation no limit, in an update unchanged. Shares are passed on in the range that
+//! cgroup v1 holds them to; the OCI runtime turns them into a weight on v2, runc since 1.3.2 and crun since 1.23 by another
+//! formula than before. What a field says cannot be said once more in the unified map under the name of its file. Swap on v2 goes by its own file: told of memory and swap
 //! together, neither runc nor crun tells systemd what it then writes (runc 1.1.15 leaves no swap out, crun 1.21 says the sum).
 
 use std::collections::HashMap;
@@ -19,6 +20,57 @@ const PERIOD: std::ops::RangeInclusive<i64> = 1_000..=1_000_000;
 const LAST_NODE: u32 = 8191;
 /// The file of the swap limit on v2.
 const SWAP_FILE: &str = "memory.swap.max";
+/// What the kernel makes of shares on v1: what is outside becomes the nearest. On v2 a weight cannot be made of others.
+const SHARES: std::ops::RangeInclusive<i64> = 2..=262_144;
+/// The period of a quota that comes without one, in microseconds: the kernel's.
+const DEFAULT_PERIOD: i64 = 100_000;
+
+/// A field of a request and the v2 file that says the same.
+struct Twin {
+    field: &'static str,
+    file: &'static str,
+    is_said: fn(&v1::LinuxContainerResources) -> bool,
+    forget: fn(&mut v1::LinuxContainerResources),
+}
+
+const TWINS: [Twin; 6] = [
+    Twin {
+        field: "cpu_quota",
+        file: "cpu.max",
+        is_said: |it| it.cpu_quota != 0 || it.cpu_period != 0,
+        forget: |it| (it.cpu_quota, it.cpu_period) = (0, 0),
+    },
+    Twin {
+        field: "cpu_shares",
+        file: "cpu.weight",
+        is_said: |it| it.cpu_shares != 0,
+        forget: |it| it.cpu_shares = 0,
+    },
+    Twin {
+        field: "cpuset_cpus",
+        file: "cpuset.cpus",
+        is_said: |it| !it.cpuset_cpus.is_empty(),
+        forget: |it| it.cpuset_cpus.clear(),
+    },
+    Twin {
+        field: "cpuset_mems",
+        file: "cpuset.mems",
+        is_said: |it| !it.cpuset_mems.is_empty(),
+        forget: |it| it.cpuset_mems.clear(),
+    },
+    Twin {
+        field: "memory_limit_in_bytes",
+        file: "memory.max",
+        is_said: |it| it.memory_limit_in_bytes != 0,
+        forget: |it| it.memory_limit_in_bytes = 0,
+    },
+    Twin {
+        field: "memory_swap_limit_in_bytes",
+        file: SWAP_FILE,
+        is_said: |it| it.memory_swap_limit_in_bytes != 0,
+        forget: |it| it.memory_swap_limit_in_bytes = 0,
+    },
+];
 
 /// Checks what needs no knowledge of the node.
 pub(crate) fn check(resources: Option<&v1::LinuxContainerResources>) -> Result<(), SpecError> {
@@ -30,12 +82,30 @@ pub(crate) fn check(resources: Option<&v1::LinuxContainerResources>) -> Result<(
     cpuset("cpuset_cpus", &resources.cpuset_cpus)?;
     cpuset("cpuset_mems", &resources.cpuset_mems)?;
     check_swap(resources)?;
-    for key in resources.unified.keys() {
+    check_unified(resources)
+}
+
+fn check_unified(resources: &v1::LinuxContainerResources) -> Result<(), SpecError> {
+    for (key, value) in &resources.unified {
         if key.is_empty() || key.contains(['/', '\0']) || !key.contains('.') {
             return Err(SpecError::invalid("unified", key, "it is not the name of a cgroup v2 file"));
         }
+        if key.starts_with("cgroup.") {
+            return Err(SpecError::invalid("unified", key, "it steers the group and limits nothing"));
+        }
+        if value.contains('\0') {
+            return Err(SpecError::invalid("unified", value, "it contains a zero byte"));
+        }
     }
-    Ok(())
+    let twice =
+        TWINS.iter().find(|twin| (twin.is_said)(resources) && resources.unified.contains_key(twin.file));
+    match twice {
+        Some(twin) => Err(SpecError::Conflict {
+            field: twin.field,
+            reason: "the unified resource map says it too, under the name of its file",
+        }),
+        None => Ok(()),
+    }
 }
 
 fn not_below(field: &'static str, value: i64, least: i64) -> Result<(), SpecError> {
@@ -77,11 +147,19 @@ fn check_swap(resources: &v1::LinuxContainerResources) -> Result<(), SpecError> 
     Ok(())
 }
 
-/// Lays an update over the present values; what the update leaves zero or empty stays.
+/// Lays an update over the present values; what the update leaves zero or empty stays, unless the update says it in the other
+/// way: by a field instead of the unified map, or the reverse.
 pub(crate) fn merge(
-    present: v1::LinuxContainerResources,
+    mut present: v1::LinuxContainerResources,
     update: &v1::LinuxContainerResources,
 ) -> v1::LinuxContainerResources {
+    for twin in &TWINS {
+        if update.unified.contains_key(twin.file) {
+            (twin.forget)(&mut present);
+        } else if (twin.is_said)(update) {
+            present.unified.remove(twin.file);
+        }
+    }
     let number = |present: i64, update: i64| if update == 0 { present } else { update };
     let text = |present: String, update: &String| if update.is_empty() { present } else { update.clone() };
     let mut unified = present.unified;
@@ -162,10 +240,29 @@ pub fn update_spec(spec: &mut Spec, request: &ContainerRequest, facts: &NodeFact
 pub fn in_force(request: &ContainerRequest, facts: &NodeFacts) -> Option<v1::LinuxContainerResources> {
     let mut asked = request.wire_resources()?.clone();
     if facts.swap_accounting && asked.memory_swap_limit_in_bytes == 0 {
-        asked.memory_swap_limit_in_bytes = asked.memory_limit_in_bytes;
+        asked.memory_swap_limit_in_bytes = with_swap(&asked);
+    }
+    asked.cpu_shares = shares(asked.cpu_shares);
+    if asked.cpu_quota > 0 && asked.cpu_period == 0 {
+        asked.cpu_period = DEFAULT_PERIOD;
     }
     asked.oom_score_adj = oom_score_adj(request, facts).into();
     Some(asked)
+}
+
+/// Memory and swap together, where the sum is not said: what the unified map allows of swap, else none.
+fn with_swap(asked: &v1::LinuxContainerResources) -> i64 {
+    let memory = asked.memory_limit_in_bytes;
+    match asked.unified.get(SWAP_FILE).map(|swap| swap.trim()) {
+        Some("max") if memory > 0 => -1,
+        Some(swap) if memory > 0 => swap.parse().map_or(0, |swap: i64| memory.saturating_add(swap)),
+        _ => memory,
+    }
+}
+
+/// Shares as the kernel would have them; 0 stays "not said".
+fn shares(asked: i64) -> i64 {
+    if asked == 0 { 0 } else { asked.clamp(*SHARES.start(), *SHARES.end()) }
 }
 
 fn translate(asked: &v1::LinuxContainerResources, facts: &NodeFacts) -> Result<LinuxResources, SpecError> {
@@ -191,10 +288,24 @@ fn unified(
         let what = "the unified resource map".to_owned();
         return Err(SpecError::Unavailable { what, reason: "it needs cgroup v2" });
     }
-    if let Some(swap) = swap_alone(asked).filter(|_| facts.swap_accounting) {
+    if !facts.swap_accounting {
+        return without_swap(unified);
+    }
+    if let Some(swap) = swap_alone(asked) {
         unified.entry(SWAP_FILE.to_owned()).or_insert(swap);
     }
     Ok(unified)
+}
+
+/// A node that does not count swap can keep to "none" where it has none, and to "any amount", but to nothing in between.
+fn without_swap(mut unified: HashMap<String, String>) -> Result<HashMap<String, String>, SpecError> {
+    match unified.remove(SWAP_FILE) {
+        Some(swap) if !matches!(swap.trim(), "0" | "max") => Err(SpecError::Unavailable {
+            what: format!("a swap limit of {swap}"),
+            reason: "the kernel does not count swap per control group",
+        }),
+        _ => Ok(unified),
+    }
 }
 
 /// Memory and swap together: without a swap limit of its own a container with a memory limit gets no swap.
@@ -218,7 +329,7 @@ fn cpu(asked: &v1::LinuxContainerResources) -> Option<LinuxCpu> {
     let positive = |value: i64| u64::try_from(value).ok().filter(|value| *value > 0);
     let text = |value: &String| Some(value.clone()).filter(|value| !value.is_empty());
     let mut cpu = LinuxCpu::default();
-    cpu.set_shares(positive(asked.cpu_shares))
+    cpu.set_shares(positive(shares(asked.cpu_shares)))
         .set_period(positive(asked.cpu_period))
         .set_quota(Some(asked.cpu_quota).filter(|quota| *quota != 0))
         .set_cpus(text(&asked.cpuset_cpus))
@@ -372,6 +483,14 @@ mod tests {
         assert_eq!(swap(64 * mib, 96 * mib, None).unwrap(), (32 * mib).to_string());
         assert_eq!(swap(64 * mib, -1, None).unwrap(), "max");
         assert_eq!(swap(64 * mib, 0, Some("7")).unwrap(), "7", "what is said by name holds");
+        let blind = NodeFacts { swap_accounting: false, ..v2() };
+        let of_blind = |swap: &str| {
+            let mut asked = v1::LinuxContainerResources::default();
+            asked.unified.insert(SWAP_FILE.to_owned(), swap.to_owned());
+            linux_resources(&request(asked), &blind).map(|linux| linux.unified().clone())
+        };
+        assert_eq!((of_blind("0").unwrap(), of_blind("max").unwrap()), (None, None));
+        assert!(of_blind("1048576").unwrap_err().to_string().contains("swap limit of 1048576"));
         assert_eq!(swap(0, 96 * mib, None), None);
         assert_eq!(swap(0, 0, None), None);
     }
@@ -403,6 +522,62 @@ mod tests {
         assert_eq!((shown.memory_swap_limit_in_bytes, shown.oom_score_adj), (64 << 20, 0));
         let blind = NodeFacts { swap_accounting: false, ..v2() };
         assert_eq!(in_force(&request(asked.clone()), &blind).unwrap(), asked);
+        for (file, sum) in [("33554432", 96 << 20), ("max", -1), ("0", 64 << 20)] {
+            asked.unified.insert(SWAP_FILE.to_owned(), file.to_owned());
+            let shown = in_force(&request(asked.clone()), &v2()).unwrap();
+            assert_eq!(shown.memory_swap_limit_in_bytes, sum, "{file}");
+        }
+        let bare = v1::LinuxContainerResources { cpu_shares: 1, cpu_quota: 20_000, ..Default::default() };
+        let shown = in_force(&request(bare), &v2()).unwrap();
+        assert_eq!((shown.cpu_shares, shown.cpu_period), (2, 100_000));
+    }
+
+    #[test]
+    fn shares_outside_the_kernels_range_become_the_nearest() {
+        for (asked, passed) in [(1, Some(2)), (2, Some(2)), (300_000, Some(262_144)), (0, None)] {
+            let resources = v1::LinuxContainerResources { cpu_shares: asked, ..Default::default() };
+            let linux = linux_resources(&request(resources), &v2()).unwrap();
+            assert_eq!(linux.cpu().as_ref().and_then(|cpu| cpu.shares()), passed, "{asked}");
+        }
+    }
+
+    #[test]
+    fn what_is_said_by_field_and_by_file_is_refused_by_name() {
+        type Say = fn(&mut v1::LinuxContainerResources);
+        let cases: [(&str, &str, Say); 6] = [
+            ("cpu_quota", "cpu.max", |it| it.cpu_quota = 10_000),
+            ("cpu_shares", "cpu.weight", |it| it.cpu_shares = 512),
+            ("cpuset_cpus", "cpuset.cpus", |it| it.cpuset_cpus = "0".to_owned()),
+            ("cpuset_mems", "cpuset.mems", |it| it.cpuset_mems = "0".to_owned()),
+            ("memory_limit_in_bytes", "memory.max", |it| it.memory_limit_in_bytes = 64 << 20),
+            ("memory_swap_limit_in_bytes", SWAP_FILE, |it| it.memory_swap_limit_in_bytes = 64 << 20),
+        ];
+        for (field, file, say) in cases {
+            let by_file = v1::LinuxContainerResources {
+                unified: [(file.into(), "1".into())].into(),
+                ..Default::default()
+            };
+            let mut by_field = v1::LinuxContainerResources::default();
+            say(&mut by_field);
+            let mut both = by_file.clone();
+            say(&mut both);
+            let error = check(Some(&both)).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("{field}: ")), "{error}");
+            check(Some(&by_file)).unwrap();
+            // An update may change from one way to the other, and what was said the other way is over.
+            assert_eq!(merge(by_file.clone(), &by_field), by_field);
+            assert_eq!(merge(by_field, &by_file), by_file);
+        }
+    }
+
+    #[test]
+    fn files_that_limit_nothing_are_refused() {
+        for (key, value) in
+            [("cgroup.kill", "1"), ("pids", "1"), ("../pids.max", "1"), ("", "1"), ("pids.max", "\0")]
+        {
+            let unified = [(key.to_owned(), value.to_owned())].into();
+            check(Some(&v1::LinuxContainerResources { unified, ..Default::default() })).unwrap_err();
+        }
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub fn sandbox_spec(
         .set_hostname(hostname(request))
         .set_process(Some(pause(request, facts, place)?))
         .set_mounts(Some(mounts::sandbox(place)))
-        .set_annotations(Some(annotations::sandbox(request, place)))
+        .set_annotations(Some(annotations::sandbox(request, facts, place)))
         .set_linux(Some(linux(request, facts, place)?));
     Ok(spec)
 }
@@ -44,6 +44,7 @@ fn pause(request: &SandboxRequest, facts: &NodeFacts, place: &SandboxPlace) -> R
     let mut pause = process::bare(command(place)?, process::user(&identity(request, place)?));
     pause
         .set_capabilities(Some(capabilities::none()))
+        .set_apparmor_profile(request.apparmor_profile().resolve(request.privileged(), facts)?)
         .set_oom_score_adj(Some(facts.clamp_oom(cri_defaults::PAUSE_OOM_SCORE_ADJ)));
     // An SELinux transition to the container's domain is not possible under no_new_privs.
     pause.set_no_new_privileges(Some(!facts.selinux));
@@ -72,16 +73,17 @@ fn identity(request: &SandboxRequest, place: &SandboxPlace) -> Result<Identity, 
     let group =
         context.and_then(|context| context.run_as_group).and_then(|gid| u32::try_from(gid.value).ok());
     let of_image = || place.image.as_ref()?.config().as_ref()?.user().clone().filter(|user| !user.is_empty());
-    let nobody = || UserChoice::Image(format!("{0}:{0}", cri_defaults::PAUSE_ID));
+    let maps = request.user_namespace();
+    let last = maps.map_or(u32::MAX, |maps| maps.uids.length.min(maps.gids.length) - 1);
+    let nobody = || UserChoice::Image(format!("{0}:{0}", last.min(cri_defaults::PAUSE_ID)));
     let user =
         asked.map(UserChoice::Uid).or_else(|| of_image().map(UserChoice::Image)).unwrap_or_else(nobody);
     let supplemental = context.map_or(&[][..], |context| &context.supplemental_groups);
     let supplemental = supplemental.iter().filter_map(|gid| u32::try_from(*gid).ok()).collect();
-    identity::resolve(
-        &IdentityRequest { user, group, supplemental, ..IdentityRequest::default() },
-        None,
-        None,
-    )
+    let wanted = IdentityRequest { user, group, supplemental, ..IdentityRequest::default() };
+    let found = identity::resolve(&wanted, None, None)?;
+    maps.map_or(Ok(()), |maps| maps.check(&found))?;
+    Ok(found)
 }
 
 fn linux(request: &SandboxRequest, facts: &NodeFacts, place: &SandboxPlace) -> Result<Linux, SpecError> {
@@ -97,6 +99,9 @@ fn linux(request: &SandboxRequest, facts: &NodeFacts, place: &SandboxPlace) -> R
         .set_masked_paths(Some(texts(&cri_defaults::MASKED_PATHS)))
         .set_readonly_paths(Some(texts(&cri_defaults::READONLY_PATHS)))
         .set_seccomp(seccomp(request, facts, place)?);
+    if let Some(maps) = request.user_namespace() {
+        maps.set(&mut linux);
+    }
     if facts.selinux {
         linux.set_mount_label(place.selinux.as_ref().map(|labels| labels.mount.clone()));
     }
@@ -109,7 +114,7 @@ fn seccomp(
     facts: &NodeFacts,
     place: &SandboxPlace,
 ) -> Result<Option<LinuxSeccomp>, SpecError> {
-    match request.seccomp() {
+    match request.seccomp().or_unset(&facts.unset_seccomp_profile) {
         Profile::RuntimeDefault if !facts.seccomp => Ok(None),
         profile => profile.filter(place.seccomp_profile.as_deref(), &capabilities::none(), facts),
     }

@@ -1,7 +1,7 @@
 //! seccomp: the system calls a container may make.
 //!
 //! Two fields ask for a profile: the message, and the older text `runtime/default`, `unconfined` or `localhost/<path>`.
-//! Nothing said means unconfined, as in CRI. The built-in default is [`default_profile`]; a localhost profile is JSON in
+//! Nothing said means unconfined, as in CRI, unless the node's configuration says otherwise. The built-in default is [`default_profile`]; a localhost profile is JSON in
 //! the OCI form, read by the daemon and checked here on the raw JSON, because keys that OCI does not know would
 //! otherwise be dropped and the filter would not be what its author wrote.
 
@@ -21,6 +21,8 @@ use crate::facts::NodeFacts;
 /// What a request says about seccomp.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Profile {
+    /// Nothing: what the node's configuration says of such requests.
+    Unset,
     Unconfined,
     RuntimeDefault,
     Localhost(String),
@@ -34,7 +36,8 @@ impl Profile {
             (Some(ProfileType::RuntimeDefault), ..) | (None, _, "runtime/default" | "docker/default") => {
                 Self::RuntimeDefault
             }
-            (Some(ProfileType::Unconfined), ..) | (None, _, "" | "unconfined") => Self::Unconfined,
+            (None, _, "") => Self::Unset,
+            (Some(ProfileType::Unconfined), ..) | (None, _, "unconfined") => Self::Unconfined,
             (Some(ProfileType::Localhost), Some(profile), _) => Self::Localhost(path(&profile.localhost_ref)),
             (_, _, text) => Self::Localhost(path(text)),
         }
@@ -50,11 +53,16 @@ impl Profile {
         }
     }
 
+    /// The profile, with what the node's configuration says where the request says nothing.
+    pub(crate) fn or_unset(self, text: &str) -> Self {
+        if self == Self::Unset { Self::of(None, text) } else { self }
+    }
+
     /// Path of the profile to read.
     pub(crate) fn localhost(self) -> Option<String> {
         match self {
             Self::Localhost(path) => Some(path),
-            Self::Unconfined | Self::RuntimeDefault => None,
+            Self::Unset | Self::Unconfined | Self::RuntimeDefault => None,
         }
     }
 
@@ -65,7 +73,7 @@ impl Profile {
         capabilities: &LinuxCapabilities,
         facts: &NodeFacts,
     ) -> Result<Option<LinuxSeccomp>, SpecError> {
-        if *self == Self::Unconfined {
+        if matches!(self, Self::Unset | Self::Unconfined) {
             return Ok(None);
         }
         if !facts.seccomp {
@@ -84,6 +92,14 @@ impl Profile {
             }
         }
     }
+}
+
+/// Whether a text names a profile as the older field does: `runtime/default`, `unconfined`, `localhost/` with an absolute path,
+/// or nothing.
+#[must_use]
+pub fn is_profile(text: &str) -> bool {
+    let profile = Profile::of(None, text);
+    profile.check().is_ok() && (text.starts_with("localhost/") || profile.localhost().is_none())
 }
 
 /// Keys of a profile and of its rules; comments are not part of the form but harmless.
@@ -157,7 +173,15 @@ mod tests {
             localhost_ref: name.into(),
         };
         let local = Profile::Localhost("/p.json".into());
-        assert_eq!(Profile::of(None, ""), Profile::Unconfined);
+        assert_eq!(Profile::of(None, ""), Profile::Unset);
+        assert_eq!(Profile::Unset.or_unset("runtime/default"), Profile::RuntimeDefault);
+        assert_eq!(Profile::Unconfined.or_unset("runtime/default"), Profile::Unconfined);
+        for good in ["", "runtime/default", "unconfined", "localhost//p.json"] {
+            assert!(is_profile(good), "{good}");
+        }
+        for bad in ["/p.json", "localhost/p.json", "default"] {
+            assert!(!is_profile(bad), "{bad}");
+        }
         assert_eq!(Profile::of(None, "unconfined"), Profile::Unconfined);
         assert_eq!(Profile::of(None, "docker/default"), Profile::RuntimeDefault);
         assert_eq!(Profile::of(None, "localhost//p.json"), local);

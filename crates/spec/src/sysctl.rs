@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use cri_api::v1;
+
 use crate::error::SpecError;
 use crate::facts::NodeFacts;
 use crate::request::SandboxRequest;
@@ -68,6 +70,26 @@ pub(crate) fn check<'a>(
     Ok(checked)
 }
 
+/// The parameter whose value is a range of group ids, each of which the pod's user namespace must have.
+const PING_GROUPS: &str = "net.ipv4.ping_group_range";
+
+/// The node's default for a pod: the range of groups ends where the groups of a user namespace of its own do, since the kernel
+/// refuses one that it cannot translate.
+fn default_for(request: &SandboxRequest, name: &str, value: &str) -> String {
+    match request.group_count().filter(|_| name == PING_GROUPS) {
+        Some(count) => format!("0 {}", count.saturating_sub(1).min(i32::MAX.unsigned_abs())),
+        None => value.to_owned(),
+    }
+}
+
+impl SandboxRequest {
+    /// How many groups there are in the pod's own user namespace, if it asks for one.
+    fn group_count(&self) -> Option<u32> {
+        let options = self.security()?.namespace_options.as_ref()?.userns_options.as_ref()?;
+        (options.mode() == v1::NamespaceMode::Pod).then(|| options.gids.first().map(|line| line.length))?
+    }
+}
+
 /// The request's parameters and, below them, the node's defaults for namespaces the pod has of its own.
 pub(crate) fn sandbox(
     request: &SandboxRequest,
@@ -81,7 +103,7 @@ pub(crate) fn sandbox(
             Some(Holder::Network) => !request.host_network(),
             None => false,
         })
-        .cloned()
+        .map(|(name, value)| (name.clone(), default_for(request, name, value)))
         .collect();
     sysctls.extend(request.sysctls()?);
     Ok(sysctls)
@@ -107,6 +129,24 @@ mod tests {
         assert!(check("net.ipv4.ip_forward", true, false).is_err());
         assert!(check("kernel.sem", false, true).is_err());
         assert!(check("net.ipv4.ip_forward", false, true).is_ok());
+    }
+
+    #[test]
+    fn groups_that_may_ping_are_groups_of_the_pod() {
+        let range = |mode: v1::NamespaceMode, length| {
+            let mut pod = crate::fixtures::pod();
+            let line = v1::IdMapping { host_id: 65536, container_id: 0, length };
+            let options = v1::UserNamespace { mode: mode.into(), uids: vec![line], gids: vec![line] };
+            let context = pod.linux.get_or_insert_default().security_context.get_or_insert_default();
+            context.namespace_options.get_or_insert_default().userns_options = Some(options);
+            // As it is read back from a record: whether the node can do it is not asked here.
+            let bytes = v1::RunPodSandboxRequest { config: Some(pod), runtime_handler: String::new() };
+            let request = SandboxRequest::from_bytes(&prost::Message::encode_to_vec(&bytes)).unwrap();
+            sandbox(&request, &NodeFacts::default()).unwrap()[PING_GROUPS].clone()
+        };
+        assert_eq!(range(v1::NamespaceMode::Pod, 65536), "0 65535");
+        assert_eq!(range(v1::NamespaceMode::Pod, u32::MAX), "0 2147483647");
+        assert_eq!(range(v1::NamespaceMode::Node, 65536), "0 2147483647");
     }
 
     #[test]

@@ -10,6 +10,9 @@ use crate::fixtures::{
 };
 use crate::{ContainerPlace, DeviceKind, Hierarchy, NodeFacts, ResolvedDevice, cri_defaults};
 
+mod cases;
+mod table;
+
 const NODE: i32 = v1::NamespaceMode::Node as i32;
 const POD: i32 = v1::NamespaceMode::Pod as i32;
 const TARGET: i32 = v1::NamespaceMode::Target as i32;
@@ -338,6 +341,26 @@ fn read_only_mounts_and_recursively_so() {
 }
 
 #[test]
+fn an_image_is_bound_read_only_and_its_programs_may_run() {
+    let image = Some(v1::ImageSpec { image: "web:1".into(), ..Default::default() });
+    let of_image = v1::Mount { image, host_path: String::new(), readonly: true, ..mount("/vol") };
+    let recursive =
+        v1::Mount { container_path: "/all".into(), recursive_read_only: true, ..of_image.clone() };
+    let old = NodeFacts { recursive_read_only: false, ..facts() };
+    let mut config = container();
+    config.mounts = vec![of_image, recursive];
+    let sources = |place: &mut ContainerPlace<'_>| {
+        place.mounts.iter_mut().for_each(|mount| mount.source = "/bundle/images/0".into());
+    };
+    let spec = container_json(config, pod(), &old, sources).unwrap();
+    for path in ["/vol", "/all"] {
+        let bound = mount_at(&spec, path).unwrap();
+        assert_eq!(bound["source"], "/bundle/images/0");
+        assert_eq!(bound["options"], serde_json::json!(["bind", "rprivate", "ro"]));
+    }
+}
+
+#[test]
 fn image_volumes_are_bound_unless_the_request_mounts_there() {
     let mut config = container();
     config.mounts = vec![mount("/vol")];
@@ -537,7 +560,10 @@ fn apparmor_where_it_is_on() {
 
 #[test]
 fn selinux_labels_where_it_is_on() {
-    let labels = crate::selinux::labels(None, "s0:c1,c2");
+    let labels = crate::selinux::SelinuxLabels {
+        process: "system_u:system_r:container_t:s0:c1,c2".into(),
+        mount: "system_u:object_r:container_file_t:s0:c1,c2".into(),
+    };
     let hand_in = |place: &mut ContainerPlace<'_>| place.selinux = Some(labels.clone());
     let on = NodeFacts { selinux: true, ..facts() };
     let spec = container_json(container(), pod(), &on, hand_in).unwrap();

@@ -7,7 +7,7 @@ use cri_api::v1;
 use oci_spec::image::ImageConfiguration;
 use prost::Message;
 
-use super::{DeviceRequest, MountRequest, PidMode, checks};
+use super::{DeviceRequest, MountRequest, PidMode, SandboxRequest, checks};
 use crate::error::SpecError;
 use crate::identity::{GroupsPolicy, IdentityRequest, UserChoice};
 use crate::stop_signal::StopSignal;
@@ -184,6 +184,12 @@ impl ContainerRequest {
         }
     }
 
+    /// What the request says about user namespaces.
+    pub(crate) fn user_namespace(&self) -> Result<userns::Wish, SpecError> {
+        let options = self.security().and_then(|context| context.namespace_options.as_ref());
+        userns::Wish::read(options.and_then(|options| options.userns_options.as_ref()))
+    }
+
     /// Who the process is to run as, to be resolved against the image's own passwd and group files.
     #[must_use]
     pub fn identity(&self, image: &ImageConfiguration) -> IdentityRequest {
@@ -208,22 +214,41 @@ impl ContainerRequest {
         }
     }
 
-    /// Path of the seccomp profile that the daemon must read into [`crate::ContainerPlace::seccomp_profile`].
+    /// Path of the seccomp profile that the daemon must read into [`crate::ContainerPlace::seccomp_profile`]; `unset` is the
+    /// profile of requests that name none.
     #[must_use]
-    pub fn seccomp_localhost(&self) -> Option<String> {
-        if self.privileged() { None } else { self.seccomp().localhost() }
+    pub fn seccomp_localhost(&self, unset: &str) -> Option<String> {
+        if self.privileged() { None } else { self.seccomp().or_unset(unset).localhost() }
     }
 
-    /// Name of the AppArmor profile that the daemon must find loaded on the node before it creates the container.
+    /// The AppArmor profile; one of the node must be loaded before the container is made.
     #[must_use]
-    pub fn apparmor_localhost(&self) -> Option<String> {
-        self.apparmor().ok()?.localhost().map(str::to_owned)
+    pub fn apparmor_profile(&self) -> apparmor::Profile {
+        self.apparmor().unwrap_or(apparmor::Profile::Unset)
     }
 
-    /// SELinux labels, given the category pair of the pod.
+    /// SELinux labels by the node's policy, in a pod with this level.
     #[must_use]
-    pub fn selinux_labels(&self, pod_level: &str) -> selinux::SelinuxLabels {
-        selinux::labels(self.security().and_then(|context| context.selinux_options.as_ref()), pod_level)
+    pub fn selinux_labels(
+        &self,
+        pod: &SandboxRequest,
+        contexts: &selinux::Contexts,
+        level: &str,
+    ) -> selinux::SelinuxLabels {
+        let options = self.security().and_then(|context| context.selinux_options.as_ref());
+        contexts.of_container(pod.selinux_options(), options, self.privileged(), level)
+    }
+
+    /// User and group that devices are to belong to, where the node's configuration takes them from the request: those that
+    /// the request names, unless it is root.
+    #[must_use]
+    pub fn device_owner(&self) -> (Option<u32>, Option<u32>) {
+        let id = |id: Option<v1::Int64Value>| u32::try_from(id?.value).ok().filter(|id| *id != 0);
+        let context = self.security();
+        (
+            context.and_then(|context| id(context.run_as_user)),
+            context.and_then(|context| id(context.run_as_group)),
+        )
     }
 
     /// The request with changed resources: what the update leaves zero or empty stays as it was.
@@ -355,5 +380,5 @@ fn check_namespaces(options: &v1::NamespaceOption) -> Result<(), SpecError> {
     if pid == v1::NamespaceMode::Target && options.target_id.is_empty() {
         return Err(SpecError::Missing { field: "namespace_options.target_id" });
     }
-    userns::check(options.userns_options.as_ref())
+    userns::Wish::read(options.userns_options.as_ref()).map(drop)
 }

@@ -9,7 +9,8 @@ use types::{PortMapping, Protocol};
 
 use super::{Dns, PidMode, PodKey, checks};
 use crate::error::SpecError;
-use crate::{seccomp, selinux, sysctl, userns};
+use crate::userns::{self, UserNamespace, Wish};
+use crate::{apparmor, resources, seccomp, selinux, sysctl};
 
 /// Longest name that the kernel's UTS namespace holds.
 const HOSTNAME_MAX: usize = 64;
@@ -45,10 +46,13 @@ impl SandboxRequest {
         self.config.port_mappings.iter().try_for_each(|mapping| port_mapping(mapping).map(|_| ()))?;
         if let Some(linux) = &self.config.linux {
             checks::no_nul("cgroup_parent", &linux.cgroup_parent)?;
+            resources::check(linux.overhead.as_ref())?;
+            resources::check(linux.resources.as_ref())?;
         }
         if let Some(context) = self.security() {
             check_security(context)?;
         }
+        userns::check_sandbox(self)?;
         self.seccomp().check()?;
         sysctl::check(self.sysctl_map(), self.host_network(), self.host_ipc()).map(|_| ())
     }
@@ -181,6 +185,12 @@ impl SandboxRequest {
         self.namespaces().is_some_and(|options| options.ipc() == v1::NamespaceMode::Node)
     }
 
+    /// The id maps of a pod that has a user namespace of its own.
+    #[must_use]
+    pub fn user_namespace(&self) -> Option<UserNamespace> {
+        Wish::maps(self.namespaces()?.userns_options.as_ref())
+    }
+
     /// Whose process ids the pod's containers see by default.
     #[must_use]
     pub fn pid_mode(&self) -> PidMode {
@@ -203,16 +213,34 @@ impl SandboxRequest {
         self.security().is_some_and(|context| context.privileged)
     }
 
-    /// Path of the seccomp profile that the daemon must read into [`crate::SandboxPlace::seccomp_profile`].
+    /// Path of the seccomp profile that the daemon must read into [`crate::SandboxPlace::seccomp_profile`]; `unset` is the
+    /// profile of requests that name none.
     #[must_use]
-    pub fn seccomp_localhost(&self) -> Option<String> {
-        self.seccomp().localhost()
+    pub fn seccomp_localhost(&self, unset: &str) -> Option<String> {
+        self.seccomp().or_unset(unset).localhost()
     }
 
-    /// SELinux labels of the pause process, given the category pair of the pod.
+    /// The AppArmor profile of the pause process; one of the node must be loaded before it is made.
     #[must_use]
-    pub fn selinux_labels(&self, pod_level: &str) -> selinux::SelinuxLabels {
-        selinux::labels(self.security().and_then(|context| context.selinux_options.as_ref()), pod_level)
+    pub fn apparmor_profile(&self) -> apparmor::Profile {
+        let asked = self.security().and_then(|context| context.apparmor.as_ref());
+        apparmor::Profile::of(asked, "").unwrap_or(apparmor::Profile::Unset)
+    }
+
+    /// The SELinux level that the request names for the pod.
+    #[must_use]
+    pub fn selinux_level(&self) -> Option<&str> {
+        self.selinux_options().map(|options| options.level.as_str()).filter(|level| !level.is_empty())
+    }
+
+    /// SELinux labels of the pod by the node's policy, at this level.
+    #[must_use]
+    pub fn selinux_labels(&self, contexts: &selinux::Contexts, level: &str) -> selinux::SelinuxLabels {
+        contexts.of_pod(self.selinux_options(), level)
+    }
+
+    pub(crate) fn selinux_options(&self) -> Option<&v1::SeLinuxOption> {
+        self.security()?.selinux_options.as_ref()
     }
 
     pub(crate) fn seccomp(&self) -> seccomp::Profile {
@@ -325,5 +353,5 @@ fn check_namespaces(options: &v1::NamespaceOption) -> Result<(), SpecError> {
             return refused("namespace_options.pid", mode, "a pod's process ids are POD, CONTAINER or NODE");
         }
     }
-    userns::check(options.userns_options.as_ref())
+    Wish::read(options.userns_options.as_ref()).map(drop)
 }
