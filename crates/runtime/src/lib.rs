@@ -6,20 +6,33 @@
 //! * [`RuntimeCommand`] — the arguments of each command;
 //! * [`error_text`] — what went wrong, in one clean sentence, from the runtime's log;
 //! * `probe` (feature `probe`) — which runtimes are there, what they are, and whether they can make a container here;
-//! * `update` (feature `probe`) — changing the limits of a running container.
+//! * `update` (feature `probe`) — changing the limits of a running container;
+//! * [`Features`], [`Advisory`] (feature `probe`) — what a runtime can do, and what is known to be wrong with it.
 
+#[cfg(feature = "probe")]
+mod advisory;
 mod command;
 mod error_log;
+#[cfg(feature = "probe")]
+mod features;
 #[cfg(feature = "probe")]
 pub mod probe;
 #[cfg(feature = "probe")]
 mod run;
 #[cfg(feature = "probe")]
 mod update;
+#[cfg(feature = "probe")]
+mod version;
 
+#[cfg(feature = "probe")]
+pub use advisory::Advisory;
 pub use command::{Create, Exec, RuntimeCommand};
 pub use error_log::error_text;
+#[cfg(feature = "probe")]
+pub use features::Features;
 #[cfg(feature = "probe")]
 pub use run::RuntimeError;
 #[cfg(feature = "probe")]
 pub use update::{UPDATE_ATTEMPTS, update};
+#[cfg(feature = "probe")]
+pub use version::{Version, VersionError, identify};

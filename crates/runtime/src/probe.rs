@@ -2,7 +2,8 @@
 //!
 //! A runtime that is installed may still be of no use: it may not know the host's cgroup layout or refuse the spec's version.
 //! So [`probe`] makes a real container, of the embedded pause program, and deletes it again. It has a deadline as a whole and
-//! leaves nothing behind, neither processes nor cgroups nor files, however the runtime behaves.
+//! leaves nothing behind, neither processes nor cgroups nor files, however the runtime behaves. What it leaves when it is killed
+//! itself, [`sweep`] finds by its directory, which is there before anything else.
 //!
 //! Everything here blocks.
 
@@ -11,8 +12,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::run::{KILL, RuntimeError, Step, run};
-use crate::{Create, RuntimeCommand};
+use crate::run::{RuntimeError, Step, run};
+use crate::{Features, RuntimeCommand};
+
+mod trial;
+
+use trial::Trial;
 
 /// How long asking a runtime for its version or features may take.
 pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
@@ -44,15 +49,17 @@ pub fn version(runtime: &RuntimeCommand) -> Result<String, RuntimeError> {
     Ok(text.lines().next().unwrap_or_default().trim().to_owned())
 }
 
-/// The runtime's OCI features structure, raw; `None` for a runtime that has no such command.
+/// What the runtime says that it can do; nothing for one that has no such command.
 ///
 /// # Errors
 /// [`RuntimeError`] naming the runtime.
-pub fn features(runtime: &RuntimeCommand) -> Result<Option<serde_json::Value>, RuntimeError> {
+pub fn features(runtime: &RuntimeCommand) -> Result<Features, RuntimeError> {
     match run(runtime, &runtime.features(), Step::new("tell its features", Instant::now() + QUESTION_TIMEOUT))
     {
-        Ok(printed) => Ok(serde_json::from_slice(&printed).ok()),
-        Err(RuntimeError::Failed { .. }) => Ok(None),
+        Ok(printed) => {
+            Ok(serde_json::from_slice(&printed).map(|raw| Features::read(&raw)).unwrap_or_default())
+        }
+        Err(RuntimeError::Failed { .. }) => Ok(Features::default()),
         Err(error) => Err(error),
     }
 }
@@ -62,111 +69,23 @@ pub fn features(runtime: &RuntimeCommand) -> Result<Option<serde_json::Value>, R
 /// # Errors
 /// [`RuntimeError`] with the runtime's own reason. Nothing is left behind in any case.
 pub fn probe(runtime: &RuntimeCommand, scratch: &Path, limit: Duration) -> Result<(), RuntimeError> {
-    let id = format!("crimson-probe-{}", types::id::hex(&sys::random::bytes::<16>()));
-    let dir = scratch.join(&id);
-    let trial = Trial {
-        runtime: RuntimeCommand { root: dir.join("state"), ..runtime.clone() },
-        log: dir.join("log"),
-        pid_file: dir.join("pid"),
-        dir,
-        id,
-    };
+    let trial = Trial::new(runtime, scratch);
     let made = trial.create(Instant::now() + limit);
     let deleted = trial.delete(Instant::now() + limit);
-    trial.sweep();
+    trial.clear();
     made.and(deleted)
 }
 
-struct Trial {
-    runtime: RuntimeCommand,
-    id: String,
-    dir: PathBuf,
-    log: PathBuf,
-    pid_file: PathBuf,
-}
-
-impl Trial {
-    fn create(&self, deadline: Instant) -> Result<(), RuntimeError> {
-        self.write_bundle().map_err(RuntimeError::Prepare)?;
-        let create = Create {
-            id: &self.id,
-            bundle: &self.dir,
-            pid_file: &self.pid_file,
-            console_socket: None,
-            log: &self.log,
-        };
-        let step = Step { log: Some(&self.log), ..Step::new("create a container", deadline) };
-        run(&self.runtime, &self.runtime.create(&create), step).map(drop)
+/// Removes what probes in `scratch` have left that were cut off by the end of their server. No other may be under way there.
+/// Returns what was found, by name.
+pub fn sweep(scratch: &Path, limit: Duration) -> Vec<String> {
+    let entries = std::fs::read_dir(scratch).into_iter().flatten().flatten();
+    let left: Vec<Trial> = entries.filter_map(|entry| Trial::left_at(&entry.path())).collect();
+    for trial in &left {
+        trial.stop_runtime();
+        // One that was cut off early knows nothing of the container; what there is of it goes all the same.
+        trial.delete(Instant::now() + limit).ok();
+        trial.clear();
     }
-
-    fn delete(&self, deadline: Instant) -> Result<(), RuntimeError> {
-        let step = Step { log: Some(&self.log), ..Step::new("delete a container", deadline) };
-        run(&self.runtime, &self.runtime.delete(&self.id, &self.log), step).map(drop)
-    }
-
-    fn write_bundle(&self) -> Result<(), sys::FileError> {
-        for mount_point in ["rootfs/proc", "rootfs/dev"] {
-            sys::atomic::create_dir_all(&self.dir.join(mount_point), 0o700)?;
-        }
-        sys::atomic::write(&self.dir.join("rootfs/pause"), sys::pause::BINARY, 0o755)?;
-        let config = config(&self.id, self.runtime.systemd_cgroup);
-        sys::atomic::write(&self.dir.join("config.json"), config.to_string().as_bytes(), 0o600)
-    }
-
-    /// Removes what the runtime may have left. Best effort: what is already gone is the usual case.
-    fn sweep(&self) {
-        self.kill_init();
-        for cgroup in self.cgroups() {
-            // Fails where it never was, or where a process outlived SIGKILL, which nothing here could mend.
-            std::fs::remove_dir(cgroup).ok();
-        }
-        sys::atomic::remove_tree(&self.dir).ok();
-    }
-
-    fn kill_init(&self) {
-        let pid = std::fs::read_to_string(&self.pid_file).ok().and_then(|text| text.trim().parse().ok());
-        let Some(init) = pid.and_then(|pid| sys::pidfd::PidFd::open(pid).ok().filter(|_| self.is_ours(pid)))
-        else {
-            return;
-        };
-        init.signal(KILL).ok();
-        init.wait_ended(Some(Duration::from_secs(2))).ok();
-    }
-
-    /// The pid may have been given to another process once the runtime has killed the init.
-    fn is_ours(&self, pid: i32) -> bool {
-        std::fs::read_to_string(format!("/proc/{pid}/cgroup")).is_ok_and(|cgroups| cgroups.contains(&self.id))
-    }
-
-    fn cgroups(&self) -> Vec<PathBuf> {
-        let mounts = sys::mount::list().unwrap_or_default();
-        let hierarchies = mounts.into_iter().filter(|mount| mount.fstype.starts_with("cgroup"));
-        hierarchies.map(|mount| mount.mount_point.join(&self.id)).collect()
-    }
-}
-
-/// The least that both runtimes take for a container. runc makes a missing `/dev` itself, crun refuses. crun up to 1.21
-/// crashes with the systemd driver where no resources are named.
-fn config(id: &str, systemd_cgroup: bool) -> serde_json::Value {
-    let cgroups_path = if systemd_cgroup {
-        format!("system.slice:crimson:{}", id.trim_start_matches("crimson-"))
-    } else {
-        format!("/{id}")
-    };
-    serde_json::json!({
-        "ociVersion": "1.0.2",
-        "process": {"args": ["/pause"], "cwd": "/", "user": {"uid": 0, "gid": 0}, "env": [], "noNewPrivileges": true},
-        "root": {"path": "rootfs", "readonly": true},
-        "mounts": [
-            {"destination": "/proc", "type": "proc", "source": "proc"},
-            {"destination": "/dev", "type": "tmpfs", "source": "tmpfs", "options": ["nosuid", "mode=755"]}
-        ],
-        "linux": {
-            "cgroupsPath": cgroups_path,
-            "resources": {"devices": [{"allow": false, "access": "rwm"}]},
-            "namespaces": [
-                {"type": "pid"}, {"type": "mount"}, {"type": "ipc"}, {"type": "uts"}, {"type": "network"}
-            ]
-        }
-    })
+    left.into_iter().map(Trial::into_name).collect()
 }

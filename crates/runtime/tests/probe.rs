@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use runtime::probe::{features, find, probe, version};
-use runtime::{RuntimeCommand, RuntimeError};
+use runtime::probe::{features, find, probe, sweep, version};
+use runtime::{Features, RuntimeCommand, RuntimeError};
 
 /// One test at a time: while one writes its script, a program that another starts would hold the script open for writing
 /// until its exec, and the script could not be run ("text file busy").
@@ -53,7 +53,7 @@ fn runc_makes_a_container_here_and_leaves_nothing() {
     probe(&runc(), scratch.path(), LIMIT).unwrap();
     assert_nothing_left(scratch.path(), &[]);
     assert!(version(&runc()).unwrap().starts_with("runc version "));
-    features(&runc()).unwrap();
+    assert!(features(&runc()).unwrap().told);
 }
 
 #[test]
@@ -108,5 +108,70 @@ fn a_missing_runtime_is_named() {
 fn a_runtime_without_features_is_no_error() {
     let _alone = alone();
     let scratch = tempfile::tempdir().unwrap();
-    assert_eq!(features(&script(scratch.path(), "exit 1")).unwrap(), None);
+    assert_eq!(features(&script(scratch.path(), "exit 1")).unwrap(), Features::default());
+    assert_eq!(features(&script(scratch.path(), "echo no JSON")).unwrap(), Features::default());
+}
+
+/// Every hierarchy's cgroups of probes with this name.
+fn cgroups(name: &str) -> Vec<PathBuf> {
+    let mounts = sys::mount::list().unwrap().into_iter().filter(|mount| mount.fstype.starts_with("cgroup"));
+    mounts.map(|mount| mount.mount_point.join(name)).filter(|dir| dir.is_dir()).collect()
+}
+
+fn wait_until(what: &str, condition: impl Fn() -> bool) {
+    let begin = Instant::now();
+    while !condition() {
+        assert!(begin.elapsed() < LIMIT, "waiting for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Runs a probe in a process of its own and kills that process, and nothing else, when `is_time` says so.
+fn cut_off(scratch: &Path, runtime: &RuntimeCommand, is_time: impl Fn(&Path) -> bool) -> String {
+    const ROLE: &str = "RUNTIME_TEST_PROBE";
+    let test = "a_probe_that_is_cut_off_is_cleared_by_the_next_server";
+    let mut server = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test])
+        .env(ROLE, scratch)
+        .env("RUNTIME_TEST_PROGRAM", &runtime.path)
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let dir =
+        || std::fs::read_dir(scratch).unwrap().flatten().map(|entry| entry.path()).find(|path| path.is_dir());
+    wait_until("the probe", || dir().is_some_and(|dir| is_time(&dir)));
+    server.kill().unwrap();
+    server.wait().unwrap();
+    dir().unwrap().file_name().unwrap().to_str().unwrap().to_owned()
+}
+
+#[test]
+fn a_probe_that_is_cut_off_is_cleared_by_the_next_server() {
+    if let Some(scratch) = std::env::var_os("RUNTIME_TEST_PROBE") {
+        let runtime = command(std::env::var_os("RUNTIME_TEST_PROGRAM").unwrap().into());
+        return drop(probe(&runtime, Path::new(&scratch), LIMIT));
+    }
+    let _alone = alone();
+    let place = tempfile::tempdir().unwrap();
+    let scratch = place.path().join("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    assert_eq!(sweep(&scratch.join("missing"), LIMIT), Vec::<String>::new());
+    // With a container made and its runtime gone.
+    let stalls = script(
+        place.path(),
+        &format!("{} \"$@\" || exit; [ \"$7\" != create ] || sleep 1000", runc().path.display()),
+    );
+    let name = cut_off(&scratch, &stalls, |dir| dir.join("pid").is_file());
+    assert!(!cgroups(&name).is_empty(), "the test proves nothing");
+    std::fs::write(scratch.join("other"), "").unwrap();
+    assert_eq!(sweep(&scratch, LIMIT), std::slice::from_ref(&name));
+    wait_until("its cgroups are gone", || cgroups(&name).is_empty());
+    assert_nothing_left(&scratch, &[scratch.join("other")]);
+    std::fs::remove_file(scratch.join("other")).unwrap();
+    // Before the runtime has done anything.
+    let idle = script(place.path(), "[ \"$7\" = create ] && sleep 1000");
+    let name = cut_off(&scratch, &idle, |dir| dir.join("config.json").is_file());
+    assert_eq!(sweep(&scratch, LIMIT), [name]);
+    assert_nothing_left(&scratch, &[]);
 }

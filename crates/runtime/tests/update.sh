@@ -6,7 +6,9 @@ refuse() {
 	printf '{"level":"error","msg":"%s"}\n' "$1" >>"$log"
 	exit 1
 }
-printf '%s %s\n' "${10}" "$(cat "$9")" >>"$root/calls"
+# Read before the call shows: who waits for it may take the file away then.
+resources=$(cat "$9")
+printf '%s %s\n' "${10}" "$resources" >>"$root/calls"
 if [ -p "$root/hold" ]; then cat "$root/hold" >/dev/null; fi
 if [ -e "$root/hang" ]; then sleep 1000; fi
 if [ -e "$root/refuse" ]; then refuse "$(cat "$root/refuse")"; fi
