@@ -84,17 +84,22 @@ impl SystemdBus {
         .await
     }
 
-    /// Forgets every unit that failed and whose name matches `pattern` (a shell pattern); says how many there were.
+    /// Forgets every unit whose name matches `pattern` (a shell pattern) and that has failed, or has ended and that systemd keeps
+    /// the name of; says how many there were. A systemd that reads its units anew makes the cgroups of such names again.
     ///
     /// # Errors
-    /// [`CgroupError::Bus`] when systemd cannot be reached or refuses.
-    pub async fn reset_failed(&self, pattern: &str) -> Result<usize, CgroupError> {
-        self.run("look for failed units", pattern, |live| async move {
-            let failed = live.failed(pattern).await?;
-            for unit in &failed {
+    /// As for [`SystemdBus::stop`]; one that does not take the call any more is none.
+    pub async fn forget_ended(&self, pattern: &str) -> Result<usize, CgroupError> {
+        self.run("look for ended units", pattern, |live| async move {
+            let ended = live.ended(pattern).await?;
+            for unit in &ended.failed {
                 live.reset_failed(unit).await?;
             }
-            Ok(failed.len())
+            for unit in &ended.inactive {
+                // A job, even one with nothing to do, makes systemd look whether somebody still needs the unit.
+                live.job(unit, live.manager().stop_unit(unit, Mode::Replace)).await?;
+            }
+            Ok(ended.failed.len() + ended.inactive.len())
         })
         .await
     }

@@ -128,12 +128,12 @@ pub trait CgroupDriver: Send + Sync + fmt::Debug {
     /// [`CgroupError::Name`] when `oci_path` is none, and those of [`SystemdBus::stop`].
     async fn release(&self, oci_path: &str) -> Result<(), CgroupError>;
 
-    /// Has whoever manages groups forget those of this server that failed and that nobody will ask for again; says how many
-    /// there were.
+    /// Has whoever manages groups forget those of this server that have failed or ended and that nobody will ask for again;
+    /// says how many there were.
     ///
     /// # Errors
-    /// Those of [`SystemdBus::reset_failed`].
-    async fn forget_failed(&self) -> Result<usize, CgroupError>;
+    /// Those of [`SystemdBus::forget_ended`].
+    async fn forget_ended(&self) -> Result<usize, CgroupError>;
 
     /// Tells whoever manages groups of limits that one has got, as far as it does not know them, lest it restore the old ones.
     /// The files come first: on v1 systemd knows nothing of swap, and the kernel refuses more memory than memory and swap
@@ -339,7 +339,7 @@ impl CgroupDriver for Cgroupfs {
         name::relative(self.kind(), oci_path).map(drop)
     }
 
-    async fn forget_failed(&self) -> Result<usize, CgroupError> {
+    async fn forget_ended(&self) -> Result<usize, CgroupError> {
         Ok(0)
     }
 
@@ -388,8 +388,8 @@ impl CgroupDriver for Systemd {
         self.bus.stop(&name::scope(oci_path)?).await
     }
 
-    async fn forget_failed(&self) -> Result<usize, CgroupError> {
-        self.bus.reset_failed(name::SCOPE_PATTERN).await
+    async fn forget_ended(&self) -> Result<usize, CgroupError> {
+        self.bus.forget_ended(name::SCOPE_PATTERN).await
     }
 
     async fn announce_limits(&self, oci_path: &str, limits: &Limits) -> Result<(), CgroupError> {

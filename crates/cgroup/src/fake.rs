@@ -22,7 +22,7 @@ pub enum Call {
     KillAll(String),
     Remove(String),
     Release(String),
-    ForgetFailed,
+    ForgetEnded,
     AnnounceLimits(String, Limits),
     SaveLimits(String),
     RestoreLimits(String),
@@ -41,7 +41,7 @@ pub enum Method {
     KillAll,
     Remove,
     Release,
-    ForgetFailed,
+    ForgetEnded,
     AnnounceLimits,
     SaveLimits,
     RestoreLimits,
@@ -186,8 +186,8 @@ impl CgroupDriver for FakeCgroups {
         self.called(Method::Release, Call::Release(oci_path.to_owned())).map(drop)
     }
 
-    async fn forget_failed(&self) -> Result<usize, CgroupError> {
-        self.called(Method::ForgetFailed, Call::ForgetFailed).map(|_| 0)
+    async fn forget_ended(&self) -> Result<usize, CgroupError> {
+        self.called(Method::ForgetEnded, Call::ForgetEnded).map(|_| 0)
     }
 
     async fn announce_limits(&self, oci_path: &str, limits: &Limits) -> Result<(), CgroupError> {

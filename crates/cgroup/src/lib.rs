@@ -7,13 +7,15 @@
 //!
 //! Two drivers exist because kubelet has two ways to name a pod's group: [`Cgroupfs`] by path (`/kubepods/pod1`), [`Systemd`]
 //! by unit (`kubepods-pod1.slice`). They agree on everything but names and on who makes parents, and on systemd having to be
-//! told of what becomes of a group, which [`SystemdBus`] does. Which driver is in force is decided by [`settle`].
+//! told of what becomes of a group, which [`SystemdBus`] does. Which driver is in force is decided by [`settle`]. Programs of the
+//! server's own that outlive it have a group, too: [`Beside`].
 //! [`fake::FakeCgroups`] stands in for both in tests.
 //!
 //! No state is kept but systemd's connection: what exists is asked of the kernel each time. Calls that are not async block.
 
 pub mod fake;
 
+mod beside;
 mod bus;
 mod choice;
 mod driver;
@@ -23,6 +25,7 @@ mod name;
 mod property;
 mod tree;
 
+pub use beside::Beside;
 pub use bus::{BUS_LIMIT, Endpoint, SystemdBus};
 pub use choice::settle;
 pub use driver::{CgroupDriver, Cgroupfs, DriverKind, SavedLimits, Systemd, open};

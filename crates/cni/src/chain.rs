@@ -12,10 +12,14 @@
 //! be given to another pod.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use serde_json::{Map, Value, json};
-use types::SandboxId;
+use tracing::Instrument as _;
+use tracing::field::Empty;
+use types::{SandboxId, spans};
 
+use crate::counts::Counts;
 use crate::error::CniError;
 use crate::list::{NetworkList, Plugin};
 use crate::plugin::{self, Deadline, Run, Verb};
@@ -83,6 +87,7 @@ pub(crate) struct AddFailure {
 #[derive(Debug, Clone)]
 pub(crate) struct Chain {
     pub(crate) bin_dirs: Vec<PathBuf>,
+    pub(crate) counts: Arc<Counts>,
 }
 
 impl Chain {
@@ -98,10 +103,23 @@ impl Chain {
         subject: &Subject,
         deadline: Deadline,
     ) -> Result<Value, AddFailure> {
+        let mut started = 0;
+        let work = self.add_all(list, subject, &mut started, deadline);
+        let added = self.counts.around(Verb::Add, work).await;
+        added.map_err(|error| AddFailure { started, error })
+    }
+
+    async fn add_all(
+        &self,
+        list: &NetworkList,
+        subject: &Subject,
+        started: &mut usize,
+        deadline: Deadline,
+    ) -> Result<Value, CniError> {
         let mut result = None;
-        for (index, plugin) in list.plugins.iter().enumerate() {
-            let added = self.add_one(list, plugin, subject, result.as_ref(), deadline).await;
-            result = Some(added.map_err(|error| AddFailure { started: index + 1, error })?);
+        for plugin in &list.plugins {
+            *started += 1;
+            result = Some(self.add_one(list, plugin, subject, result.as_ref(), deadline).await?);
         }
         Ok(result.unwrap_or_default())
     }
@@ -137,11 +155,14 @@ impl Chain {
         deadline: Deadline,
     ) -> Result<(), CniError> {
         let previous = result.filter(|_| list.version.has_check());
-        for plugin in list.plugins.iter().take(count).rev() {
-            let config = pod_config(list, plugin, subject, previous);
-            self.run(plugin, Verb::Del, Some(subject), &config, deadline).await?;
-        }
-        Ok(())
+        let work = async {
+            for plugin in list.plugins.iter().take(count).rev() {
+                let config = pod_config(list, plugin, subject, previous);
+                self.run(plugin, Verb::Del, Some(subject), &config, deadline).await?;
+            }
+            Ok(())
+        };
+        self.counts.around(Verb::Del, work).await
     }
 
     /// CHECK; success without running anything where the list has none.
@@ -155,11 +176,14 @@ impl Chain {
         if !list.version.has_check() || list.disable_check {
             return Ok(());
         }
-        for plugin in &list.plugins {
-            let config = pod_config(list, plugin, subject, Some(result));
-            self.run(plugin, Verb::Check, Some(subject), &config, deadline).await?;
-        }
-        Ok(())
+        let work = async {
+            for plugin in &list.plugins {
+                let config = pod_config(list, plugin, subject, Some(result));
+                self.run(plugin, Verb::Check, Some(subject), &config, deadline).await?;
+            }
+            Ok(())
+        };
+        self.counts.around(Verb::Check, work).await
     }
 
     /// GC; success without running anything where the list has none.
@@ -175,15 +199,18 @@ impl Chain {
         }
         let attachment = |id: &SandboxId| json!({"containerID": id, "ifname": interface});
         let attachments: Vec<Value> = valid.iter().map(attachment).collect();
-        let mut failures = Vec::new();
-        for plugin in &list.plugins {
-            let mut config = config(list, plugin);
-            config.insert("cni.dev/valid-attachments".to_owned(), json!(attachments));
-            // The name that the first plugins with GC looked for, after a slip in the specification.
-            config.insert("cni.dev/attachments".to_owned(), json!(attachments));
-            failures.extend(self.run(plugin, Verb::Gc, None, &config, deadline).await.err());
-        }
-        CniError::collect(failures)
+        let work = async {
+            let mut failures = Vec::new();
+            for plugin in &list.plugins {
+                let mut config = config(list, plugin);
+                config.insert("cni.dev/valid-attachments".to_owned(), json!(attachments));
+                // The name that the first plugins with GC looked for, after a slip in the specification.
+                config.insert("cni.dev/attachments".to_owned(), json!(attachments));
+                failures.extend(self.run(plugin, Verb::Gc, None, &config, deadline).await.err());
+            }
+            CniError::collect(failures)
+        };
+        self.counts.around(Verb::Gc, work).await
     }
 
     /// STATUS; success without running anything where the list has none.
@@ -191,10 +218,13 @@ impl Chain {
         if !list.version.has_gc_and_status() {
             return Ok(());
         }
-        for plugin in &list.plugins {
-            self.run(plugin, Verb::Status, None, &config(list, plugin), deadline).await?;
-        }
-        Ok(())
+        let work = async {
+            for plugin in &list.plugins {
+                self.run(plugin, Verb::Status, None, &config(list, plugin), deadline).await?;
+            }
+            Ok(())
+        };
+        self.counts.around(Verb::Status, work).await
     }
 
     async fn run(
@@ -215,7 +245,15 @@ impl Chain {
             source,
         })?;
         let run = Run { plugin: &plugin.kind, verb, sandbox, env: &env, config: &config, deadline };
-        run.execute(&program).await
+        let span = tracing::info_span!(
+            target: spans::TARGET, "plugin", otel.name = format!("CNI {} {}", verb.as_str(), plugin.kind), cni.command = verb.as_str(),
+            cni.plugin = plugin.kind, pod.id = sandbox.map(SandboxId::as_str), otel.status_description = Empty,
+        );
+        let done = run.execute(&program).instrument(span.clone()).await;
+        if let Some(error) = done.as_ref().err().filter(|_| !span.is_disabled()) {
+            span.record(spans::FAILURE, types::error::chain(error));
+        }
+        done
     }
 
     /// Where plugins find the plugins that they delegate to.

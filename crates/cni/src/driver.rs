@@ -20,18 +20,20 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::Instrument as _;
 use types::SandboxId;
 
 use crate::chain::{self, Chain, Subject};
 use crate::config::CniConfig;
-use crate::discover::Source;
+use crate::counts::Counts;
+use crate::discover::{self, Source};
 use crate::error::CniError;
 use crate::gate::{Gate, Operation};
 use crate::network::{Attachment, Network, NetworkStatus};
 use crate::orphan;
-use crate::plugin::Deadline;
+use crate::plugin::{Deadline, Verb};
 use crate::pod::PodNetwork;
-use crate::published::{Health, Published};
+use crate::published::{self, Health, Published};
 use crate::record::{Lookup, Record, Records};
 use crate::result;
 use crate::syncer::{self, Rhythm};
@@ -62,8 +64,8 @@ struct Setup {
 }
 
 impl Setup {
-    async fn begin(config: CniConfig, rhythm: Rhythm, end: CancellationToken) -> Self {
-        let chain = Chain { bin_dirs: config.bin_dirs.clone() };
+    async fn begin(config: CniConfig, counts: Arc<Counts>, rhythm: Rhythm, end: CancellationToken) -> Self {
+        let chain = Chain { bin_dirs: config.bin_dirs.clone(), counts };
         let state = syncer::spawn(config.conf_dir.clone(), chain.clone(), rhythm, end.clone()).await;
         Self { config, chain, state, _watching: Arc::new(end.drop_guard()) }
     }
@@ -114,7 +116,7 @@ impl Cni {
     ) -> Result<Self, CniError> {
         let records = Records::open(config.cache_dir.clone()).await?;
         let end = shutdown.child_token();
-        let setup = Setup::begin(config, rhythm.clone(), end.child_token()).await;
+        let setup = Setup::begin(config, Arc::default(), rhythm.clone(), end.child_token()).await;
         let inherited =
             Mutex::new(records.list().map_err(|error| records.unusable(error))?.into_iter().collect());
         let (gate, live) = (Gate::default(), Mutex::default());
@@ -134,11 +136,15 @@ impl Cni {
             Setup { config, ..Setup::clone(&old) }
         } else {
             let end = self.tasks.token().child_token();
-            let mut next = Setup::begin(config, self.rhythm.clone(), end).await;
+            let mut next = Setup::begin(config, self.counts(), self.rhythm.clone(), end).await;
             next.settle().await;
             next
         };
         self.inner.setup.send_replace(Arc::new(next));
+    }
+
+    pub(crate) fn counts(&self) -> Arc<Counts> {
+        self.inner.counts()
     }
 
     /// Waits until [`Network::status`] satisfies `wanted`; None when the driver was shut down first.
@@ -154,17 +160,17 @@ impl Cni {
 impl Network for Cni {
     async fn setup(&self, pod: &PodNetwork) -> Result<Attachment, CniError> {
         let (inner, pod) = (Arc::clone(&self.inner), pod.clone());
-        finish(tokio::spawn(async move { inner.attach_new(&pod).await })).await
+        finish(tokio::spawn(async move { inner.attach_new(&pod).await }.in_current_span())).await
     }
 
     async fn teardown(&self, pod: &PodNetwork) -> Result<(), CniError> {
         let (inner, pod) = (Arc::clone(&self.inner), pod.clone());
-        finish(tokio::spawn(async move { inner.teardown(&pod).await })).await
+        finish(tokio::spawn(async move { inner.teardown(&pod).await }.in_current_span())).await
     }
 
     async fn check(&self, pod: &PodNetwork) -> Result<(), CniError> {
         let (inner, pod) = (Arc::clone(&self.inner), pod.clone());
-        finish(tokio::spawn(async move { inner.check(&pod).await })).await
+        finish(tokio::spawn(async move { inner.check(&pod).await }.in_current_span())).await
     }
 
     async fn gc(&self, valid: &[SandboxId]) -> Result<(), CniError> {
@@ -213,13 +219,18 @@ impl Inner {
         Arc::clone(&self.setup.borrow())
     }
 
+    fn counts(&self) -> Arc<Counts> {
+        Arc::clone(&self.setup().chain.counts)
+    }
+
     async fn attach_new(&self, pod: &PodNetwork) -> Result<Attachment, CniError> {
         chain::check_arguments(pod)?;
         let netns = netns_of_new(pod)?;
-        let network = self.network()?;
+        let refused = |error: &CniError| self.counts().refused(Verb::Add, error);
+        let network = self.network_of(pod).await.inspect_err(refused)?;
         let _operation = self.enter(&pod.sandbox).await?;
         self.undo_earlier(pod).await?;
-        self.setup().chain.check_programs(&network.list)?;
+        self.setup().chain.check_programs(&network.list).inspect_err(refused)?;
         let mut record = self.intend(pod, &network).await?;
         match self.attach(&mut record, netns).await {
             Ok(attachment) => Ok(attachment),
@@ -379,6 +390,18 @@ impl Inner {
 
     fn network(&self) -> Result<Arc<Source>, CniError> {
         self.setup().network()
+    }
+
+    /// The network of a pod that is to be set up. A directory of its own is read now, since nobody watches it.
+    async fn network_of(&self, pod: &PodNetwork) -> Result<Arc<Source>, CniError> {
+        let Some(dir) = pod.conf_dir.clone() else { return self.network() };
+        let looked = tokio::task::spawn_blocking({
+            let dir = dir.clone();
+            move || discover::look(&dir)
+        });
+        let found = looked.await.map_err(|_| CniError::Interrupted)?;
+        let why_none = published::why_none(found.missing, &found.problems, &dir);
+        found.network.map(Arc::new).ok_or(CniError::NotInitialized(why_none))
     }
 
     fn recorded(&self) -> Vec<SandboxId> {

@@ -218,6 +218,7 @@ mod tests {
             dns: Dns::default(),
             cgroup_parent: String::new(),
             annotations: BTreeMap::new(),
+            conf_dir: None,
         }
     }
 

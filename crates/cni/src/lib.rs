@@ -30,6 +30,7 @@ mod bandwidth;
 mod capture;
 mod chain;
 mod config;
+mod counts;
 mod discover;
 mod driver;
 mod error;
@@ -45,6 +46,7 @@ mod quantity;
 mod record;
 mod result;
 mod runtime;
+mod survey;
 mod syncer;
 #[cfg(test)]
 mod testing;
@@ -53,8 +55,10 @@ mod watch;
 
 pub use bandwidth::{Bandwidth, BandwidthError};
 pub use config::CniConfig;
+pub use counts::OperationFigures;
 pub use driver::Cni;
 pub use error::CniError;
 pub use network::{Attachment, Network, NetworkStatus};
 pub use pod::{Dns, PodNetwork};
 pub use record::recorded_in;
+pub use survey::{Survey, SurveyedNetwork, survey};

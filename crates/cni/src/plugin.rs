@@ -54,6 +54,9 @@ pub(crate) enum Verb {
 }
 
 impl Verb {
+    /// All there are.
+    pub(crate) const ALL: [Self; 5] = [Self::Add, Self::Del, Self::Check, Self::Gc, Self::Status];
+
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Add => "ADD",

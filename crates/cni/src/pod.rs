@@ -35,6 +35,10 @@ pub struct PodNetwork {
     pub cgroup_parent: String,
     /// The pod's annotations, for plugins that ask for them.
     pub annotations: BTreeMap<String, String>,
+    /// Where this pod's network is configured, when it is elsewhere than the others'. Asked for at setup only: what undoes a
+    /// setup is on record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub conf_dir: Option<PathBuf>,
 }
 
 /// Resolver settings, for plugins that configure a resolver.

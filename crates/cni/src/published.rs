@@ -81,18 +81,23 @@ impl Published {
 
     /// Why there is no network.
     pub(crate) fn why_none(&self, conf_dir: &Path) -> String {
-        let dir = conf_dir.display();
-        if self.missing {
-            return format!("directory {dir} does not exist");
-        }
-        let none = format!("no valid network config found in {dir}");
-        if self.problems.is_empty() { none } else { format!("{none}: {}", self.problems.join("; ")) }
+        why_none(self.missing, &self.problems, conf_dir)
     }
 
     /// One line about files that were passed over; None when all is well.
     pub(crate) fn problems(&self) -> Option<String> {
         (!self.problems.is_empty()).then(|| self.problems.join("; "))
     }
+}
+
+/// Why there is no network in `conf_dir`, which is missing or holds nothing but `problems`.
+pub(crate) fn why_none(missing: bool, problems: &[String], conf_dir: &Path) -> String {
+    let dir = conf_dir.display();
+    if missing {
+        return format!("directory {dir} does not exist");
+    }
+    let none = format!("no valid network config found in {dir}");
+    if problems.is_empty() { none } else { format!("{none}: {}", problems.join("; ")) }
 }
 
 #[cfg(test)]

@@ -31,6 +31,7 @@ pub(crate) fn pod(seed: u8) -> PodNetwork {
         dns: Dns::default(),
         cgroup_parent: String::new(),
         annotations: BTreeMap::new(),
+        conf_dir: None,
     }
 }
 

@@ -106,6 +106,7 @@ impl Lab {
             dns: Dns::default(),
             cgroup_parent: String::new(),
             annotations: BTreeMap::new(),
+            conf_dir: None,
         }
     }
 

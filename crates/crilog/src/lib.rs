@@ -8,8 +8,10 @@
 //!
 //! * [`Splitter`] cuts a stream of bytes into pieces, the same ones however the bytes arrive;
 //! * [`LogWriter`] writes the pieces of two streams into one file, and never fails towards the container;
+//! * [`LogBehind`] has a thread do that, for file systems that may hang;
 //! * [`parse_line`] and [`read_output`] read such files.
 
+mod behind;
 mod reader;
 mod splitter;
 mod timestamp;
@@ -17,6 +19,7 @@ mod writer;
 
 use std::fmt;
 
+pub use behind::LogBehind;
 pub use reader::{Line, ParseError, parse_line, read_output};
 pub use splitter::{DEFAULT_LIMIT, Piece, Splitter};
 pub use timestamp::{TIMESTAMP_LEN, format_timestamp, parse_timestamp};

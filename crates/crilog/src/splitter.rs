@@ -60,6 +60,11 @@ impl Splitter {
         self.open = Vec::new();
     }
 
+    /// Forgets the open piece, the rest of which will not come.
+    pub fn discard(&mut self) {
+        self.open = Vec::new();
+    }
+
     /// The bytes that wait for the end of their piece.
     #[must_use]
     pub fn open_bytes(&self) -> usize {

@@ -27,6 +27,19 @@ const BATCH: usize = 48;
 /// Header, head, tail, newline.
 const SLICES: usize = 4;
 
+/// File systems on disks and in memory: ext4, XFS, Btrfs, F2FS, Bcachefs, ZFS, tmpfs, ramfs, and overlays, which are made of these.
+const LOCAL: [i64; 9] = [
+    0xef53,
+    0x5846_5342,
+    0x9123_683e,
+    0xf2f5_2010,
+    0xca45_1a4e,
+    0x2fc1_2fc1,
+    0x0102_1994,
+    0x8584_58f6,
+    0x794c_7630,
+];
+
 /// Writes a container's output. After it is open only [`LogWriter::reopen`] can fail.
 #[derive(Debug)]
 pub struct LogWriter {
@@ -73,6 +86,22 @@ impl LogWriter {
         self.sink.out = open(&self.path)?;
         self.sink.torn = false;
         Ok(())
+    }
+
+    /// So many lines of a stream were lost before they came here, the one that waits for its newline among them.
+    pub(crate) fn lose(&mut self, stream: Stream, lines: u64) {
+        let (splitter, sink) = self.parts(stream);
+        splitter.discard();
+        sink.dropped += lines;
+        sink.gap += lines;
+    }
+
+    /// Whether a write may not return: the file lies on no file system of this machine alone, or is no regular file.
+    #[must_use]
+    pub fn may_stall(&self) -> bool {
+        let is_regular = self.sink.out.metadata().is_ok_and(|data| data.is_file());
+        let is_local = rustix::fs::fstatfs(&self.sink.out).is_ok_and(|stat| LOCAL.contains(&stat.f_type));
+        !(is_regular && is_local)
     }
 
     /// How many lines were dropped.

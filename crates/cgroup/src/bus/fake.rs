@@ -39,6 +39,9 @@ pub(super) struct State {
     pub(super) mood: Mood,
     pub(super) units: BTreeSet<String>,
     pub(super) failed: BTreeSet<String>,
+    pub(super) inactive: BTreeSet<String>,
+    /// Inactive still, with a job.
+    pub(super) starting: BTreeSet<String>,
     pub(super) calls: Vec<String>,
     pub(super) connections: usize,
     pub(super) memory_max: u64,
@@ -78,7 +81,8 @@ impl FakeSystemd {
                 let builder = Builder::unix_stream(stream).server(Guid::generate()).unwrap().p2p();
                 let builder =
                     builder.serve_at(PATH, manager).unwrap().serve_at(UNIT_PATH, Scope(Arc::clone(&state)));
-                let connection = builder.unwrap().build().await.unwrap();
+                // Who is in a hurry may have gone in the middle of the greeting.
+                let Ok(connection) = builder.unwrap().build().await else { continue };
                 let mut state = state.lock().unwrap();
                 state.connections += 1;
                 state.open.push(connection);
@@ -224,11 +228,13 @@ impl Manager {
         let mut state = self.state();
         state.calls.push(format!("list {states:?} {patterns:?}"));
         let none = || OwnedObjectPath::try_from("/").unwrap();
-        let row = |name: &String| {
+        let row = |name: &String, active: &str, job: u32| {
             let text = || name.clone();
-            (text(), text(), text(), text(), text(), text(), none(), 0, text(), none())
+            (text(), text(), text(), active.to_owned(), text(), text(), none(), job, text(), none())
         };
-        state.failed.iter().map(row).collect()
+        let failed = state.failed.iter().map(|name| row(name, "failed", 0));
+        let starting = state.starting.iter().map(|name| row(name, "inactive", 7));
+        failed.chain(starting).chain(state.inactive.iter().map(|name| row(name, "inactive", 0))).collect()
     }
 
     #[zbus(signal)]

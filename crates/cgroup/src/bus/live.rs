@@ -153,17 +153,28 @@ impl Live {
         Ok(LIMITING.iter().filter_map(|&name| Some(Property { name, value: value(name)? })).collect())
     }
 
-    /// The units that failed, by a pattern of their names.
-    pub(super) async fn failed(&self, pattern: &str) -> Result<Vec<String>, Trouble> {
+    /// The units that have ended, by a pattern of their names.
+    pub(super) async fn ended(&self, pattern: &str) -> Result<EndedUnits, Trouble> {
         // The generated call knows load states only, while systemd takes any state.
-        let states_and_patterns = (vec!["failed"], vec![pattern]);
+        let states_and_patterns = (vec!["failed", "inactive"], vec![pattern]);
         let reply = self.manager.inner().call_method("ListUnitsByPatterns", &states_and_patterns).await?;
         let rows: Vec<Unit> = reply.body().deserialize()?;
-        Ok(rows.into_iter().map(|row| row.0).collect())
+        // One that is about to start is inactive, too, but has a job.
+        let at_rest = rows.into_iter().filter(|row| row.7 == 0).map(|row| (row.3 == "failed", row.0));
+        let (failed, inactive): (Vec<_>, Vec<_>) = at_rest.partition(|(failed, _)| *failed);
+        let names = |units: Vec<(bool, String)>| units.into_iter().map(|(_, name)| name).collect();
+        Ok(EndedUnits { failed: names(failed), inactive: names(inactive) })
     }
 }
 
-/// A unit as systemd lists it; its name comes first.
+/// Units that systemd still knows though nothing of them runs.
+#[derive(Debug)]
+pub(super) struct EndedUnits {
+    pub(super) failed: Vec<String>,
+    pub(super) inactive: Vec<String>,
+}
+
+/// A unit as systemd lists it: its name comes first, its active state fourth, the number of its job eighth.
 type Unit = (String, String, String, String, String, String, OwnedObjectPath, u32, String, OwnedObjectPath);
 
 impl Drop for Live {

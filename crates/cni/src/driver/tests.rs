@@ -192,6 +192,28 @@ async fn without_a_network_setup_says_what_is_wrong() {
 }
 
 #[tokio::test]
+async fn a_pod_may_have_its_network_configured_elsewhere() {
+    let bench = bench("1.0.0", &["a"]);
+    let cni = open(&bench).await;
+    let elsewhere = bench.path("elsewhere");
+    let apart = PodNetwork { conf_dir: Some(elsewhere.clone()), ..pod(1) };
+    let error = cni.setup(&apart).await.unwrap_err().to_string();
+    assert!(error.ends_with("elsewhere does not exist"), "{error}");
+    fs::create_dir(&elsewhere).unwrap();
+    bench.good_plugin("b", "10.2.0.2");
+    let text = r#"{"cniVersion":"1.0.0","name":"apart","plugins":[{"type":"b"}]}"#;
+    fs::write(elsewhere.join("1.conflist"), text).unwrap();
+    cni.setup(&apart).await.unwrap();
+    cni.setup(&pod(2)).await.unwrap();
+    assert_eq!(bench.calls(), ["b ADD", "a ADD"]);
+    bench.forget_calls();
+    // Who undoes it need not know where it was configured, nor need that be there.
+    fs::remove_dir_all(&elsewhere).unwrap();
+    cni.teardown(&pod(1)).await.unwrap();
+    assert_eq!(bench.calls(), ["b DEL"]);
+}
+
+#[tokio::test]
 async fn results_that_are_none_are_failures_and_undone() {
     for (body, expected) in [
         ("echo hello", "something that is no cni result"),
@@ -495,4 +517,60 @@ async fn a_reload_moves_to_other_directories_and_limits() {
     assert_eq!(cni.inner.setup().config.operation_timeout, 2 * limit);
     assert!(cni.status().ready);
     cni.teardown(&pod(2)).await.unwrap();
+}
+
+/// Of one verb: how many ended well, failed, and ran out of time.
+fn ends(cni: &Cni, verb: &str) -> (u64, u64, u64) {
+    let figures = cni.operations().into_iter().find(|figures| figures.verb == verb).unwrap();
+    (figures.ok, figures.failed, figures.timed_out)
+}
+
+#[tokio::test]
+async fn operations_are_counted_by_what_became_of_them() {
+    let bench = bench("1.0.0", &["a", "b"]);
+    let cni = open(&bench).await;
+    cni.setup(&pod(1)).await.unwrap();
+    cni.check(&pod(1)).await.unwrap();
+    cni.teardown(&pod(1)).await.unwrap();
+    cni.teardown(&pod(1)).await.unwrap();
+    assert_eq!((ends(&cni, "ADD"), ends(&cni, "CHECK")), ((1, 0, 0), (1, 0, 0)));
+    assert_eq!(ends(&cni, "DEL"), (1, 0, 0), "what is detached needs no DEL");
+    bench.plugin("b", &fails("ADD", 7, "10.1.0.2"));
+    cni.setup(&pod(1)).await.unwrap_err();
+    assert_eq!((ends(&cni, "ADD"), ends(&cni, "DEL")), ((1, 1, 0), (2, 0, 0)), "it was undone");
+    fs::remove_file(bench.path("bin/b")).unwrap();
+    cni.setup(&pod(1)).await.unwrap_err();
+    fs::remove_dir_all(bench.path("conf")).unwrap();
+    becomes(&cni, "does not exist").await;
+    cni.setup(&pod(1)).await.unwrap_err();
+    assert_eq!(ends(&cni, "ADD"), (1, 3, 0), "a missing program, a missing network");
+    assert_eq!((ends(&cni, "GC"), ends(&cni, "STATUS")), ((0, 0, 0), (0, 0, 0)));
+    let add = &cni.operations()[0];
+    assert_eq!((add.verb, add.durations.total(), add.in_flight), ("ADD", 2, 0), "those that ran plugins");
+    // A reload goes on counting.
+    fs::create_dir(bench.path("conf2")).unwrap();
+    cni.reconfigure(CniConfig { conf_dir: bench.path("conf2"), ..bench.config() }).await;
+    assert_eq!(ends(&cni, "ADD"), (1, 3, 0));
+}
+
+#[tokio::test]
+async fn a_hanging_operation_is_in_flight_and_then_out_of_time() {
+    let bench = bench("1.1.0", &["a"]);
+    let reached = fifo(&bench, "reached");
+    bench.plugin(
+        "a",
+        &format!("[ $CNI_COMMAND = ADD ] && : > reached && exec sleep 1000\n{}", answer("10.1.0.2")),
+    );
+    let config = CniConfig { operation_timeout: Duration::from_secs(2), ..bench.config() };
+    let cni = Cni::with_rhythm(config, events_only(), &CancellationToken::new()).await.unwrap();
+    cni.wait_for(|status| status.ready).await.unwrap();
+    let pod = pod(1);
+    let (setup, in_flight) = tokio::join!(cni.setup(&pod), async {
+        read_to_end(reached).await;
+        cni.operations()[0].in_flight
+    });
+    setup.unwrap_err();
+    assert_eq!(in_flight, 1);
+    assert_eq!((ends(&cni, "ADD"), cni.operations()[0].in_flight), ((0, 0, 1), 0));
+    assert_eq!((ends(&cni, "DEL"), ends(&cni, "STATUS")), ((1, 0, 0), (1, 0, 0)));
 }
