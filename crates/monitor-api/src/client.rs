@@ -4,6 +4,7 @@
 //! Every call has a deadline. A call that fails with [`MonitorError::Lost`] or [`MonitorError::TimedOut`] may have been done:
 //! the daemon connects again and asks with [`Monitor::list`].
 
+mod birthplace;
 mod link;
 mod process;
 

@@ -4,13 +4,19 @@
 //! [`FakeMonitors::ignore_sigterm`] was called), [`FakeMonitors::exit`] ends it with a code. As with the real monitor, the exit file is
 //! written before the event is sent, a lost connection leaves the containers alive, and a new one finds them by
 //! [`Monitor::list`].
+//!
+//! A fake exec does nothing with its streams until the test takes them by [`FakeMonitors::take_streams`]: it is the program then. The
+//! same goes for what an attached client's container would print.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rustix::fs::{Mode, OFlags};
+use rustix::pty::OpenptFlags;
 use tokio::sync::mpsc;
 use types::{ContainerId, ExecId, SandboxId, Timestamp};
 
@@ -69,6 +75,7 @@ struct World {
     pods: BTreeMap<SandboxId, Pod>,
     faults: VecDeque<(Call, Fault)>,
     calls: Vec<(Call, String)>,
+    sizes: Vec<(Option<ExecId>, u16, u16)>,
     next_pid: i32,
 }
 
@@ -77,15 +84,15 @@ struct Pod {
     pid: i32,
     connections: Vec<mpsc::Sender<Event>>,
     containers: BTreeMap<ContainerId, Container>,
-    execs: BTreeMap<ExecId, ContainerId>,
+    execs: BTreeMap<ExecId, Session>,
     sessions: BTreeMap<ExecId, Session>,
 }
 
-/// An attached client; its pipes close with it.
+/// An exec or an attached client; its streams close with it.
 #[derive(Debug)]
 struct Session {
     container: ContainerId,
-    _outputs: Vec<OwnedFd>,
+    streams: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
@@ -124,6 +131,33 @@ impl FakeMonitors {
         self.lock().end_exec(exec, exit_code, None)
     }
 
+    /// Ends an exec as somebody's `kill -9` does.
+    pub fn kill_exec(&self, exec: &ExecId) -> bool {
+        self.lock().end_exec(exec, 128 + SIGKILL, Some(SIGKILL))
+    }
+
+    /// The far ends of the streams of an exec, in the order stdin, stdout, stderr, or the program's side of its terminal; of an
+    /// attached client those of its pipes, and after them that of the container's stdin. They can be taken once.
+    #[must_use]
+    pub fn take_streams(&self, session: &ExecId) -> Vec<OwnedFd> {
+        let mut world = self.lock();
+        let mut all = world.pods.values_mut().flat_map(|pod| pod.execs.iter_mut().chain(&mut pod.sessions));
+        all.find(|(id, _)| *id == session).map(|(_, it)| std::mem::take(&mut it.streams)).unwrap_or_default()
+    }
+
+    /// The execs that run and the clients that are attached.
+    #[must_use]
+    pub fn sessions(&self) -> Vec<ExecId> {
+        let world = self.lock();
+        world.pods.values().flat_map(|pod| pod.execs.keys().chain(pod.sessions.keys()).cloned()).collect()
+    }
+
+    /// The sizes that terminals were given, each with its exec unless it is a container's own.
+    #[must_use]
+    pub fn sizes(&self) -> Vec<(Option<ExecId>, u16, u16)> {
+        self.lock().sizes.clone()
+    }
+
     /// The container no longer ends at SIGTERM.
     pub fn ignore_sigterm(&self, container: &ContainerId) {
         if let Some(container) = self.lock().container(container) {
@@ -131,10 +165,17 @@ impl FakeMonitors {
         }
     }
 
-    /// Closes every connection to the sandbox's monitor, which stays alive.
+    /// The monitor loses lines of a container's log, and says so to who is connected.
+    pub fn drop_log_lines(&self, container: &ContainerId, lines: u64) {
+        self.lock().drop_log_lines(container, lines);
+    }
+
+    /// Closes every connection to the sandbox's monitor, which stays alive, and ends what was begun on them.
     pub fn lose(&self, sandbox: &SandboxId) {
         if let Some(pod) = self.lock().pods.get_mut(sandbox) {
             pod.connections.clear();
+            pod.execs.clear();
+            pod.sessions.clear();
         }
     }
 
@@ -267,8 +308,31 @@ impl World {
         container.state.exit = Some(record.clone());
         // A test that never made the directory does not look at the file either.
         drop(record.to_json().map(|json| std::fs::write(&container.request.exit_file, json)));
+        pod.kill_execs_of(id);
         pod.tell(&Event::Exited(record));
         true
+    }
+
+    fn drop_log_lines(&mut self, id: &ContainerId, lines: u64) {
+        let mut pods = self.pods.values_mut();
+        let Some(pod) = pods.find(|pod| pod.containers.contains_key(id)) else { return };
+        let Some(container) = pod.containers.get_mut(id) else { return };
+        container.state.dropped_log_lines += lines;
+        let lines = container.state.dropped_log_lines;
+        if !pod.connections.is_empty() {
+            container.state.dropped_log_lines_told = Some(lines);
+            pod.tell(&Event::LogLinesDropped { container: id.clone(), lines });
+        }
+    }
+
+    fn list(&mut self, sandbox: &SandboxId) -> Result<Vec<ContainerState>, MonitorError> {
+        let listed = |container: &mut Container| {
+            let state = container.state.clone();
+            container.state.dropped_log_lines_told = Some(state.dropped_log_lines);
+            state
+        };
+        let containers = self.pod(sandbox)?.containers.values_mut();
+        Ok(containers.filter(|container| !container.lingers).map(listed).collect())
     }
 
     fn end_exec(&mut self, exec: &ExecId, exit_code: i32, signal: Option<i32>) -> bool {
@@ -293,6 +357,7 @@ impl World {
             phase: Phase::Created,
             exit: None,
             dropped_log_lines: 0,
+            dropped_log_lines_told: Some(0),
             started_at: Timestamp::UNSET,
         };
         let container = Container { state, ignores_sigterm: false, lingers: false, request };
@@ -321,7 +386,12 @@ impl World {
         Ok(())
     }
 
-    fn exec(&mut self, sandbox: &SandboxId, request: ExecRequest) -> Result<StartedExec, MonitorError> {
+    fn exec(
+        &mut self,
+        sandbox: &SandboxId,
+        request: ExecRequest,
+        mut streams: Vec<OwnedFd>,
+    ) -> Result<StartedExec, MonitorError> {
         let pid = self.new_pid();
         let pod = self.pod(sandbox)?;
         let container = pod.containers.get(&request.container).ok_or_else(|| unknown(&request.container))?;
@@ -329,15 +399,20 @@ impl World {
             let message = format!("container {} is not running", request.container);
             return Err(refused(RefusalKind::InvalidState, message));
         }
-        pod.execs.insert(request.exec, request.container);
-        Ok(StartedExec { pid, terminal: None })
+        let mut terminal = None;
+        if request.terminal {
+            let (master, user) = open_terminal().map_err(MonitorError::Socket)?;
+            (terminal, streams) = (Some(master), vec![user]);
+        }
+        pod.execs.insert(request.exec, Session { container: request.container, streams });
+        Ok(StartedExec { pid, terminal })
     }
 
     fn attach(
         &mut self,
         sandbox: &SandboxId,
         request: AttachRequest,
-        outputs: Vec<OwnedFd>,
+        mut streams: Vec<OwnedFd>,
     ) -> Result<Option<OwnedFd>, MonitorError> {
         let pod = self.pod(sandbox)?;
         let container = pod.containers.get(&request.container).ok_or_else(|| unknown(&request.container))?;
@@ -345,8 +420,15 @@ impl World {
             let message = format!("container {} is not running", request.container);
             return Err(refused(RefusalKind::InvalidState, message));
         }
-        pod.sessions.insert(request.session, Session { container: request.container, _outputs: outputs });
-        Ok(None)
+        let mut stdin = None;
+        if request.stdin && container.request.stdin {
+            let (reader, writer) =
+                rustix::pipe::pipe().map_err(|error| MonitorError::Socket(error.into()))?;
+            streams.push(reader);
+            stdin = Some(writer);
+        }
+        pod.sessions.insert(request.session, Session { container: request.container, streams });
+        Ok(stdin)
     }
 
     fn delete(&mut self, sandbox: &SandboxId, id: &ContainerId) -> Result<(), MonitorError> {
@@ -365,9 +447,26 @@ impl World {
 }
 
 impl Pod {
+    fn kill_execs_of(&mut self, container: &ContainerId) {
+        let execs = self.execs.extract_if(.., |_, exec| exec.container == *container);
+        let killed: Vec<ExecId> = execs.map(|(exec, _)| exec).collect();
+        for exec in killed {
+            self.tell(&Event::ExecExited { exec, exit_code: 128 + SIGKILL, signal: Some(SIGKILL) });
+        }
+    }
+
     fn tell(&mut self, event: &Event) {
         self.connections.retain(|connection| connection.try_send(event.clone()).is_ok());
     }
+}
+
+/// A terminal: its master, and the side of a program.
+fn open_terminal() -> io::Result<(OwnedFd, OwnedFd)> {
+    let master = rustix::pty::openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)?;
+    rustix::pty::unlockpt(&master)?;
+    let name = rustix::pty::ptsname(&master, Vec::new())?;
+    let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+    Ok((master, rustix::fs::open(name, flags, Mode::empty())?))
 }
 
 fn refused(kind: RefusalKind, message: impl Into<String>) -> MonitorError {
@@ -437,9 +536,9 @@ impl Monitor for FakeMonitor {
             .await
     }
 
-    async fn exec(&self, request: ExecRequest, _stdio: Vec<OwnedFd>) -> Result<StartedExec, MonitorError> {
+    async fn exec(&self, request: ExecRequest, stdio: Vec<OwnedFd>) -> Result<StartedExec, MonitorError> {
         let about = request.exec.as_str().to_owned();
-        self.perform(Call::Exec, "exec", &about, |world| world.exec(&self.sandbox, request)).await
+        self.perform(Call::Exec, "exec", &about, |world| world.exec(&self.sandbox, request, stdio)).await
     }
 
     async fn kill_exec(&self, exec: &ExecId) -> Result<(), MonitorError> {
@@ -479,11 +578,12 @@ impl Monitor for FakeMonitor {
     async fn resize(
         &self,
         container: &ContainerId,
-        _exec: Option<&ExecId>,
-        _width: u16,
-        _height: u16,
+        exec: Option<&ExecId>,
+        width: u16,
+        height: u16,
     ) -> Result<(), MonitorError> {
         self.perform(Call::Resize, "resize", container.as_str(), |world| {
+            world.sizes.push((exec.cloned(), width, height));
             world.container(container).map(|_| ()).ok_or_else(|| unknown(container))
         })
         .await
@@ -503,16 +603,7 @@ impl Monitor for FakeMonitor {
     }
 
     async fn list(&self) -> Result<Vec<ContainerState>, MonitorError> {
-        self.perform(Call::List, "list", self.sandbox.as_str(), |world| {
-            Ok(world
-                .pod(&self.sandbox)?
-                .containers
-                .values()
-                .filter(|container| !container.lingers)
-                .map(|container| container.state.clone())
-                .collect())
-        })
-        .await
+        self.perform(Call::List, "list", self.sandbox.as_str(), |world| world.list(&self.sandbox)).await
     }
 
     async fn shutdown(&self) -> Result<(), MonitorError> {
@@ -531,6 +622,8 @@ mod tests {
             container: container.clone(),
             bundle: dir.to_owned(),
             rootfs: None,
+            images: Vec::new(),
+            user_namespace: None,
             runtime: RuntimeCommand { path: "/bin/false".into(), root: dir.into(), systemd_cgroup: false },
             log: None,
             terminal: false,

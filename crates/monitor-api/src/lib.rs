@@ -30,8 +30,8 @@ pub use codec::{CodecError, MESSAGE_LIMIT};
 #[cfg(feature = "client")]
 pub use error::MonitorError;
 pub use message::{
-    AttachRequest, ContainerState, CreateRequest, Envelope, Event, ExecRequest, ExitRecord, Overlay, Phase,
-    Refusal, RefusalKind, Reply, Request, RuntimeCommand,
+    AttachRequest, ContainerState, CreateRequest, Envelope, Event, ExecRequest, ExitRecord, ImageMount,
+    MappedVolume, Overlay, Phase, Refusal, RefusalKind, Reply, Request, RuntimeCommand, UserNamespace,
 };
 
 use std::time::Duration;
@@ -43,3 +43,6 @@ pub const START_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long the monitor lets the runtime take for `delete --force`, after the container's processes were killed.
 pub const DELETE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the monitor waits between two rounds of [`Event::LogLinesDropped`].
+pub const DROPS_TOLD_EVERY: Duration = Duration::from_secs(10);

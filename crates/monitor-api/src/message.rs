@@ -109,6 +109,12 @@ pub struct CreateRequest {
     /// must lie beneath a private mount, or the mount would propagate. Without it, `rootfs` is taken as it is.
     #[serde(default)]
     pub rootfs: Option<Overlay>,
+    /// Mounted beside `rootfs`, and in the same namespace; `config.json` binds them to where the container sees them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<ImageMount>,
+    /// The pod's user namespace, if it has one of its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_namespace: Option<UserNamespace>,
     /// The runtime.
     pub runtime: RuntimeCommand,
     /// The CRI log file; without one the output is read and dropped.
@@ -143,6 +149,48 @@ pub struct Overlay {
     /// Mounts the whole read-only.
     #[serde(default)]
     pub readonly: bool,
+}
+
+/// The files of an image, mounted read-only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImageMount {
+    /// Where to: a directory beneath the bundle, made when it is mounted, so that a monitor which does not know of image
+    /// mounts leaves the OCI runtime without a source instead of with an empty one.
+    pub target: PathBuf,
+    /// The image's layers, topmost first.
+    pub layers: Vec<PathBuf>,
+    /// The directory inside the image to mount; empty for all of it.
+    #[serde(default)]
+    pub sub_path: PathBuf,
+}
+
+/// What a container in a user namespace needs: the ids of its file systems are mapped as the namespace maps them, and its streams
+/// belong to its process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserNamespace {
+    /// A file of the namespace, or of a namespace that belongs to it.
+    pub path: PathBuf,
+    /// A file beneath the bundle, at which `config.json` finds the namespace while the runtime creates the container; made when
+    /// the namespace is bound there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bind: Option<PathBuf>,
+    /// What the user of the container's process is outside; its pipes belong to it, so that it can open them by name.
+    pub uid: u32,
+    /// What its group is outside.
+    pub gid: u32,
+    /// What is bound with its ids mapped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<MappedVolume>,
+}
+
+/// A directory or file whose owners are shown as the pod's user namespace maps them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MappedVolume {
+    /// Where it is.
+    pub source: PathBuf,
+    /// Where it is bound: a place beneath the bundle, made when it is, so that a monitor which does not know of such volumes
+    /// leaves the runtime without a source.
+    pub target: PathBuf,
 }
 
 /// An OCI runtime's command line.
@@ -300,6 +348,10 @@ pub struct ContainerState {
     /// Log lines that could not be written.
     #[serde(default)]
     pub dropped_log_lines: u64,
+    /// How many of them the monitor has told a daemon of before, by a list or an event; none from a monitor that does not
+    /// keep that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dropped_log_lines_told: Option<u64>,
     /// When its program began.
     #[serde(default)]
     pub started_at: Timestamp,
@@ -378,5 +430,13 @@ pub enum Event {
         /// The signal that ended it.
         #[serde(default)]
         signal: Option<i32>,
+    },
+    /// More log lines of a container could not be written. It comes once in [`crate::DROPS_TOLD_EVERY`] at most, and once more before
+    /// the container's [`Event::Exited`] if there is news; an older monitor never sends it.
+    LogLinesDropped {
+        /// Which.
+        container: ContainerId,
+        /// How many of its lines were lost since it was made.
+        lines: u64,
     },
 }

@@ -10,8 +10,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use monitor_api::{
-    AttachRequest, ContainerState, CreateRequest, Envelope, Event, ExecRequest, ExitRecord, Overlay, Phase,
-    Refusal, RefusalKind, Reply, Request, RuntimeCommand,
+    AttachRequest, ContainerState, CreateRequest, Envelope, Event, ExecRequest, ExitRecord, ImageMount,
+    MappedVolume, Overlay, Phase, Refusal, RefusalKind, Reply, Request, RuntimeCommand, UserNamespace,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -37,6 +37,8 @@ fn requests() -> Vec<(&'static str, Request)> {
     let requests = vec![
         ("hello", Request::Hello { version: 1, oldest: 1 }),
         ("create", Request::Create(Box::new(create()))),
+        ("create-with-images", Request::Create(Box::new(create_with_images()))),
+        ("create-with-user-namespace", Request::Create(Box::new(create_with_user_namespace()))),
         ("start", Request::Start { container: container() }),
         ("signal", signal(15, false)),
         ("signal-all", signal(9, true)),
@@ -74,6 +76,8 @@ fn create() -> CreateRequest {
             work: Some("/work".into()),
             readonly: true,
         }),
+        images: Vec::new(),
+        user_namespace: None,
         runtime: RuntimeCommand {
             path: "/usr/bin/runc".into(),
             root: "/run/crimson/runc".into(),
@@ -86,6 +90,28 @@ fn create() -> CreateRequest {
         exit_file: "/run/crimson/containers/c0/exit.json".into(),
         timeout_ms: 240_000,
     }
+}
+
+fn create_with_images() -> CreateRequest {
+    let image = |n: u32, sub_path: &str| ImageMount {
+        target: format!("/run/crimson/containers/c0/images/{n}").into(),
+        layers: vec!["/l2".into(), "/l1".into()],
+        sub_path: sub_path.into(),
+    };
+    CreateRequest { images: vec![image(0, ""), image(1, "etc/x")], ..create() }
+}
+
+fn create_with_user_namespace() -> CreateRequest {
+    let volume =
+        MappedVolume { source: "/srv".into(), target: "/run/crimson/containers/c0/volumes/0".into() };
+    let user_namespace = UserNamespace {
+        path: "/run/netns/cni-0".into(),
+        bind: Some("/run/crimson/containers/c0/user".into()),
+        uid: 65_536,
+        gid: 65_537,
+        volumes: vec![volume],
+    };
+    CreateRequest { user_namespace: Some(user_namespace), ..create() }
 }
 
 fn exec_request() -> ExecRequest {
@@ -116,6 +142,7 @@ fn replies() -> Vec<(&'static str, Reply)> {
         ("exec-started", Reply::ExecStarted { pid: 13 }),
         ("attached", Reply::Attached { stdin: true }),
         ("list", Reply::List(vec![state(Phase::Created), state(Phase::Running), state(Phase::Exited)])),
+        ("list-with-drops-told", Reply::List(vec![state_with_drops_told()])),
         ("refused-not-found", refused(RefusalKind::NotFound)),
         ("refused-invalid-state", refused(RefusalKind::InvalidState)),
         ("refused-runtime-failed", refused(RefusalKind::RuntimeFailed)),
@@ -139,8 +166,13 @@ fn state(phase: Phase) -> ContainerState {
         phase,
         exit: (phase == Phase::Exited).then(exit_record),
         dropped_log_lines: 3,
+        dropped_log_lines_told: None,
         started_at: Timestamp(1_700_000_000_123_456_789),
     }
+}
+
+fn state_with_drops_told() -> ContainerState {
+    ContainerState { dropped_log_lines_told: Some(2), ..state(Phase::Running) }
 }
 
 fn exit_record() -> ExitRecord {
@@ -161,10 +193,11 @@ fn events() -> Vec<(&'static str, Event)> {
         ("exited", Event::Exited(exit_record())),
         ("exec-exited", exec_exited(7, None)),
         ("exec-exited-signal", exec_exited(137, Some(9))),
+        ("log-lines-dropped", Event::LogLinesDropped { container: container(), lines: 12 }),
     ];
     for (_, event) in &events {
         match event {
-            Event::Exited(_) | Event::ExecExited { .. } => {}
+            Event::Exited(_) | Event::ExecExited { .. } | Event::LogLinesDropped { .. } => {}
         }
     }
     events

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use monitor_api::{ImageMount, MappedVolume};
 use types::SandboxId;
 
 /// What to be.
@@ -23,18 +24,28 @@ pub(crate) struct Serve {
     pub(crate) cgroups: Vec<PathBuf>,
 }
 
-/// `launch --log PATH --target DIR --lower DIR… [--upper DIR --work DIR] [--readonly yes] -- PROGRAM ARG…`
+/// `launch --log PATH [--target DIR --lower DIR… [--upper DIR --work DIR] [--readonly yes]] [IMAGE]… [--userns FILE
+/// [--bind-userns FILE] [VOLUME]…] -- PROGRAM ARG…`, where each IMAGE is `--image DIR --layer DIR… [--sub-path PATH]` and each
+/// VOLUME is `--volume PATH --source PATH`
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(crate) struct Launch {
     /// The runtime's log, to which a failure is added in the runtime's manner.
     pub(crate) log: PathBuf,
-    /// Where the overlay is mounted.
+    /// Where the overlay is mounted, if there is one.
     pub(crate) target: PathBuf,
-    /// Topmost first.
+    /// Topmost first; none for no overlay.
     pub(crate) lowers: Vec<PathBuf>,
     pub(crate) upper: Option<PathBuf>,
     pub(crate) work: Option<PathBuf>,
     pub(crate) readonly: bool,
+    /// What else is mounted, after that overlay.
+    pub(crate) images: Vec<ImageMount>,
+    /// The user namespace that maps the ids of all that is mounted, or what belongs to it.
+    pub(crate) userns: Option<PathBuf>,
+    /// Where that namespace is bound for the runtime to join it.
+    pub(crate) bind_userns: Option<PathBuf>,
+    /// What is bound with its ids mapped.
+    pub(crate) volumes: Vec<MappedVolume>,
     /// What to become.
     pub(crate) program: Vec<OsString>,
 }
@@ -45,12 +56,25 @@ impl Launch {
         let mut args: Vec<OsString> = vec!["launch".into()];
         let mut option = |name: &str, value: OsString| args.extend([name.into(), value]);
         option("--log", self.log.clone().into());
-        option("--target", self.target.clone().into());
+        if !self.lowers.is_empty() {
+            option("--target", self.target.clone().into());
+        }
         self.lowers.iter().for_each(|lower| option("--lower", lower.into()));
         self.upper.iter().for_each(|upper| option("--upper", upper.into()));
         self.work.iter().for_each(|work| option("--work", work.into()));
         if self.readonly {
             option("--readonly", "yes".into());
+        }
+        for image in &self.images {
+            option("--image", image.target.clone().into());
+            image.layers.iter().for_each(|layer| option("--layer", layer.into()));
+            option("--sub-path", image.sub_path.clone().into());
+        }
+        self.userns.iter().for_each(|userns| option("--userns", userns.into()));
+        self.bind_userns.iter().for_each(|file| option("--bind-userns", file.into()));
+        for volume in &self.volumes {
+            option("--volume", volume.target.clone().into());
+            option("--source", volume.source.clone().into());
         }
         args.push("--".into());
         args.extend(self.program.iter().cloned());
@@ -103,10 +127,32 @@ fn parse_launch(mut args: impl Iterator<Item = OsString>) -> Result<Launch, Stri
             Some("--upper") => launch.upper = Some(value.into()),
             Some("--work") => launch.work = Some(value.into()),
             Some("--readonly") => launch.readonly = true,
+            Some("--image") => {
+                let (target, layers, sub_path) = (value.into(), Vec::new(), PathBuf::new());
+                launch.images.push(ImageMount { target, layers, sub_path });
+            }
+            Some("--layer") => last_image(&mut launch, &name)?.layers.push(value.into()),
+            Some("--sub-path") => last_image(&mut launch, &name)?.sub_path = value.into(),
+            Some("--userns") => launch.userns = Some(value.into()),
+            Some("--bind-userns") => launch.bind_userns = Some(value.into()),
+            Some("--volume") => {
+                launch.volumes.push(MappedVolume { source: PathBuf::new(), target: value.into() });
+            }
+            Some("--source") => last_volume(&mut launch, &name)?.source = value.into(),
             _ => return Err(unknown(&name)),
         }
     }
     if launch.program.is_empty() { Err("launch needs a program".to_owned()) } else { Ok(launch) }
+}
+
+/// The image that an option is about: the one named last.
+fn last_image<'a>(launch: &'a mut Launch, option: &OsString) -> Result<&'a mut ImageMount, String> {
+    launch.images.last_mut().ok_or_else(|| format!("{} needs an --image before it", option.display()))
+}
+
+/// The volume that an option is about: the one named last.
+fn last_volume<'a>(launch: &'a mut Launch, option: &OsString) -> Result<&'a mut MappedVolume, String> {
+    launch.volumes.last_mut().ok_or_else(|| format!("{} needs a --volume before it", option.display()))
 }
 
 fn value_of(name: &OsString, value: Option<OsString>) -> Result<OsString, String> {
@@ -125,6 +171,15 @@ mod tests {
         parse(words.split_whitespace().map(OsString::from))
     }
 
+    fn image(target: &str, sub_path: &str) -> ImageMount {
+        let layers = vec!["/l2".into(), "/l1".into()];
+        ImageMount { target: target.into(), layers, sub_path: sub_path.into() }
+    }
+
+    fn volume(source: &str, target: &str) -> MappedVolume {
+        MappedVolume { source: source.into(), target: target.into() }
+    }
+
     #[test]
     fn launch_arguments_survive_the_journey() {
         let launch = Launch {
@@ -134,6 +189,10 @@ mod tests {
             upper: Some("/u".into()),
             work: Some("/w".into()),
             readonly: true,
+            images: vec![image("/i 0", ""), image("/i1", "a/b c")],
+            userns: Some("/n 1".into()),
+            bind_userns: Some("/b".into()),
+            volumes: vec![volume("/s 0", "/v0"), volume("/s1", "/v1")],
             program: vec!["/runc".into(), "--root".into(), "--".into()],
         };
         assert_eq!(parse(launch.to_args().into_iter()), Ok(Command::Launch(launch)));
@@ -156,6 +215,9 @@ mod tests {
             "serve --sandbox",
             &format!("{all} --more 1"),
             "launch --",
+            "launch --layer /l -- /runc",
+            "launch --sub-path x -- /runc",
+            "launch --source x -- /runc",
         ] {
             assert!(parse_words(bad).is_err(), "{bad:?}");
         }

@@ -35,7 +35,8 @@ pub(crate) struct Cgroup {
 }
 
 /// The file that counts OOM kills. systemd removes a scope as soon as its last process has ended, so the count is read
-/// whenever the kernel says that it may have changed, which it does before the victim ends.
+/// whenever the kernel says that it may have changed. The kernel may put such a notice off for 10 ms after the one before, which
+/// the cgroup need not outlive; what is left then is that every cgroup above it (v2 only) counts its kills too.
 #[derive(Debug)]
 struct OomKills {
     path: PathBuf,
@@ -45,6 +46,8 @@ struct OomKills {
     struck: bool,
     /// What the kernel's notice comes by, as long as one matters; v1 gives none.
     events: Option<File>,
+    /// The same files of the cgroups above, nearest first, with their counts when this one's was last seen unchanged.
+    above: Vec<(PathBuf, u64)>,
 }
 
 impl Hierarchies {
@@ -124,10 +127,16 @@ impl Cgroup {
         }
     }
 
-    /// Takes note of an OOM kill while its count can be read.
-    pub(crate) fn look_for_oom_kill(&mut self) {
+    /// Takes note of an OOM kill. Returns whether it is news: call [`Cgroup::neighbour_was_struck`] on the pod's others then.
+    pub(crate) fn look_for_oom_kill(&mut self) -> bool {
+        self.oom.as_mut().is_some_and(OomKills::look)
+    }
+
+    /// Takes a kill that the cgroups above have counted for the neighbour's that it was.
+    pub(crate) fn neighbour_was_struck(&mut self) {
         if let Some(oom) = &mut self.oom {
-            oom.look();
+            oom.struck |= oom.counts_more();
+            oom.take_stock_above();
         }
     }
 
@@ -166,33 +175,64 @@ impl Cgroup {
 
 impl OomKills {
     fn counted_in(dir: &Path) -> Option<Self> {
+        /// A runtime's cgroup may lie inside the scope that systemd removes; the pod's lies above both.
+        const LEVELS: usize = 3;
         let of_v2 = dir.join("memory.events");
         let events = File::open(&of_v2).ok();
         let path = if events.is_some() { of_v2 } else { dir.join("memory.oom_control") };
-        let before = count(&fs::read_to_string(&path).ok()?)?;
-        Some(Self { path, before, struck: false, events })
+        let before = count_in(&path)?;
+        let higher = dir.ancestors().skip(1).take(LEVELS).map(|dir| dir.join("memory.events"));
+        let above = higher.filter(|_| events.is_some()).map_while(|path| Some((count_in(&path)?, path)));
+        let above = above.map(|(count, path)| (path, count)).collect();
+        Some(Self { path, before, struck: false, events, above })
     }
 
-    /// Reading is also what makes the next notice come.
-    fn look(&mut self) {
-        let Some(events) = &self.events else {
-            self.struck |= self.counts_more();
-            return;
-        };
+    /// Reading is also what makes the next notice come. Returns whether a kill was found that was not known.
+    fn look(&mut self) -> bool {
+        let known = self.struck;
+        match self.now() {
+            Some(now) => self.struck |= now > self.before,
+            // The cgroup is gone.
+            None => self.struck |= self.is_counted_above(),
+        }
+        if self.struck {
+            self.events = None;
+        } else {
+            self.take_stock_above();
+        }
+        self.struck && !known
+    }
+
+    /// The count; nothing once the cgroup is gone, whose file would be reported for ever.
+    fn now(&mut self) -> Option<u64> {
+        let Some(events) = &self.events else { return count_in(&self.path) };
         let mut buffer = [0; 512];
         let read = events.read_at(&mut buffer, 0).map(|len| buffer.get(..len).unwrap_or_default());
-        match read.map(String::from_utf8_lossy) {
-            Ok(text) if count(&text).is_none_or(|now| now <= self.before) => return,
-            Ok(_) => self.struck = true,
-            // The cgroup is gone; its file would be reported for ever.
-            Err(_) => {}
+        if read.is_err() {
+            self.events = None;
         }
-        self.events = None;
+        read.ok().map(|text| count(&String::from_utf8_lossy(text)).unwrap_or(self.before))
     }
 
     fn counts_more(&self) -> bool {
-        fs::read_to_string(&self.path).is_ok_and(|text| count(&text).is_some_and(|now| now > self.before))
+        count_in(&self.path).is_some_and(|now| now > self.before)
     }
+
+    /// Whether the lowest cgroup above that is still there has counted a kill.
+    fn is_counted_above(&self) -> bool {
+        let mut readable = self.above.iter().filter_map(|(path, before)| Some(count_in(path)? > *before));
+        readable.next().unwrap_or(false)
+    }
+
+    fn take_stock_above(&mut self) {
+        for (path, before) in &mut self.above {
+            *before = count_in(path).unwrap_or(*before);
+        }
+    }
+}
+
+fn count_in(path: &Path) -> Option<u64> {
+    count(&fs::read_to_string(path).ok()?)
 }
 
 fn count(text: &str) -> Option<u64> {
@@ -271,6 +311,40 @@ mod tests {
             std::fs::write(dir.path().join(name), struck).unwrap();
             assert!(cgroup.oom_killed(), "{name}");
         }
+    }
+
+    /// A scope in the slice of a pod, and the same cgroup's counts.
+    fn scope_in_slice() -> (tempfile::TempDir, PathBuf, Cgroup) {
+        let slice = tempfile::tempdir().unwrap();
+        let scope = slice.path().join("scope");
+        std::fs::create_dir(&scope).unwrap();
+        for dir in [slice.path(), &scope] {
+            std::fs::write(dir.join("memory.events"), "oom_kill 2\n").unwrap();
+        }
+        let cgroup = Cgroup { oom: OomKills::counted_in(&scope), ..Cgroup::default() };
+        (slice, scope, cgroup)
+    }
+
+    #[test]
+    fn a_kill_in_a_cgroup_that_is_gone_already_is_known_from_above() {
+        let (slice, scope, mut cgroup) = scope_in_slice();
+        std::fs::write(slice.path().join("memory.events"), "oom_kill 3\n").unwrap();
+        std::fs::remove_dir_all(&scope).unwrap();
+        cgroup.oom.as_mut().unwrap().events = None;
+        assert!(cgroup.look_for_oom_kill());
+        assert!(cgroup.oom_killed());
+        assert!(!cgroup.look_for_oom_kill(), "it is no news twice");
+    }
+
+    #[test]
+    fn a_neighbours_kill_is_nobody_elses() {
+        let (slice, scope, mut cgroup) = scope_in_slice();
+        std::fs::write(slice.path().join("memory.events"), "oom_kill 3\n").unwrap();
+        cgroup.neighbour_was_struck();
+        std::fs::remove_dir_all(&scope).unwrap();
+        cgroup.oom.as_mut().unwrap().events = None;
+        assert!(!cgroup.look_for_oom_kill());
+        assert!(!cgroup.oom_killed());
     }
 
     #[test]

@@ -113,6 +113,11 @@ impl Connections {
         std::mem::take(&mut self.closed)
     }
 
+    /// Whether nobody is connected.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
     pub(crate) fn is_open(&self, key: u32) -> bool {
         self.open.contains_key(&key)
     }

@@ -77,8 +77,12 @@ pub(crate) struct Container {
     pub(crate) runtime: RuntimeCommand,
     pub(crate) exit_file: PathBuf,
     pub(crate) streams: Streams,
+    /// How many lost lines of its log a daemon knows of.
+    pub(crate) drops_told: u64,
     /// Its stdin is closed with the first client's.
     pub(crate) stdin_once: bool,
+    /// Who outside the pod's user namespace is its process's user and group, if the pod has such a namespace.
+    pub(crate) owner: Option<(u32, u32)>,
     pub(crate) stage: Stage,
     /// The init, from create to its end.
     pub(crate) pid: Option<i32>,
@@ -129,6 +133,7 @@ impl Container {
             phase,
             exit,
             dropped_log_lines: self.streams.dropped_lines(),
+            dropped_log_lines_told: Some(self.drops_told),
             started_at: self.started_at,
         })
     }

@@ -22,7 +22,7 @@ use crate::console::Console;
 use crate::container::{Container, End, Stage};
 use crate::exec_group::{self, Group};
 use crate::job::{self, Killed, Order, Purpose};
-use crate::lifecycle::{io_refusal, read_pid};
+use crate::lifecycle::{io_refusal, read_pid, remove_pid_file};
 use crate::server::{Answer, Monitor};
 use crate::stdio::ChildStdio;
 use crate::tree;
@@ -150,6 +150,9 @@ impl Monitor {
     ) -> Answer {
         let stdio = stdio_of(&request, fds)?;
         let container = self.known(&request.container)?;
+        if let (Some(stdio), Some(owner)) = (&stdio, container.owner) {
+            stdio.give_to(owner)?;
+        }
         let console = open_console(&request, container)?;
         let console_path = console.as_ref().map(Console::path);
         let group = if in_group { container.cgroup.exec_group(&request.exec) } else { None };
@@ -197,7 +200,7 @@ impl Monitor {
                 Err(refusal)
             }
         };
-        fs::remove_file(pid_file).ok();
+        remove_pid_file(pid_file);
         match begun {
             Ok((pid, terminal)) => {
                 self.reply(asker, &Reply::ExecStarted { pid }, terminal);

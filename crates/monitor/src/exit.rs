@@ -1,8 +1,8 @@
 //! From the end of a container's init to its exit record.
 //!
 //! The order is the promise: everything that the container printed is in the log, nothing of it runs any more, the record
-//! is on disk; only then is it announced. Neither a process outside that holds the pipes open nor a full disk may
-//! put that off for ever, so each wait has an end.
+//! is on disk; only then is it announced. Neither a process outside that holds the pipes open nor a full disk nor a log whose
+//! file system hangs may put that off for ever, so each wait has an end.
 
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,8 @@ impl Monitor {
     pub(crate) fn init_ended(&mut self, id: &ContainerId, end: End) {
         let Some(container) = self.containers.get_mut(id) else { return };
         container.pid = None;
-        container.cgroup.look_for_oom_kill();
+        self.look_for_oom_kill(id);
+        let Some(container) = self.containers.get_mut(id) else { return };
         if container.starting {
             // The daemon must hear that it started first.
             container.early_end = Some(end);
@@ -43,6 +44,15 @@ impl Monitor {
             Stage::Draining(Draining { end, until: now + DRAIN_LIMIT, look: now, unwritten: None });
         self.kill_execs_of(id);
         self.advance_drain(id);
+    }
+
+    /// Looks whether the OOM killer struck in a container.
+    pub(crate) fn look_for_oom_kill(&mut self, id: &ContainerId) {
+        let news = self.containers.get_mut(id).is_some_and(|container| container.cgroup.look_for_oom_kill());
+        if news {
+            let others = self.containers.iter_mut().filter(|(other, _)| *other != id);
+            others.for_each(|(_, other)| other.cgroup.neighbour_was_struck());
+        }
     }
 
     /// Goes on with what is left of a container whose init has ended.
@@ -59,8 +69,9 @@ impl Monitor {
             .map(|stream| container.streams.pump(stream, &mut self.buffer, ROUNDS, look_on) == Pumped::More)
             .contains(&true);
         let now = Instant::now();
-        if now < draining.until && (left || more || !container.streams.ended()) {
-            draining.look = if left || more { now + LOOK_EVERY } else { draining.until };
+        let soon = left || more || container.streams.is_behind();
+        if now < draining.until && (soon || !container.streams.ended()) {
+            draining.look = if soon { now + LOOK_EVERY } else { draining.until };
             return self.onlookers.settle(&self.poller);
         }
         let end = draining.end;
@@ -92,6 +103,7 @@ impl Monitor {
         if let Some(container) = self.containers.get_mut(id) {
             container.stage = Stage::Exited(record.clone());
         }
+        self.tell_drops_of(id);
         self.connections.tell(&self.poller, &Event::Exited(record));
         self.advance_deletion(id);
     }

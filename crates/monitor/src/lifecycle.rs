@@ -1,12 +1,12 @@
 //! Create, start, signal, reopen and delete: what a daemon asks of a container, up to the runtime's command and on from its
 //! end. See [`crate::container`] for the stages.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crilog::{DEFAULT_LIMIT, LogWriter};
 use monitor_api::{CreateRequest, DELETE_TIMEOUT, Refusal, RefusalKind, Reply, START_TIMEOUT};
 use runtime::{Create, RuntimeCommand};
 use types::{ContainerId, Timestamp};
@@ -19,7 +19,7 @@ use crate::container::{Container, Deletion, Stage};
 use crate::job::{self, Job, Killed, Order, Purpose};
 use crate::launch;
 use crate::server::{Answer, Monitor};
-use crate::stdio::{ChildStdio, Streams};
+use crate::stdio::{ChildStdio, Log, Streams};
 
 const SIGKILL: i32 = 9;
 
@@ -50,6 +50,9 @@ impl Monitor {
             return Err(invalid_state(&request.container, "exists"));
         }
         let (streams, stdio) = open_streams(request)?;
+        if let (Some(stdio), Some(userns)) = (&stdio, &request.user_namespace) {
+            stdio.give_to((userns.uid, userns.gid))?;
+        }
         let console = open_console(request)?;
         let pid_file = request.bundle.join("init.pid");
         self.next_key = self.next_key.wrapping_add(1);
@@ -81,7 +84,7 @@ impl Monitor {
         let adopted = outcome.and_then(|()| self.adopt(id, pid_file, console));
         let mount_us =
             self.containers.get(id).map(|container| launch::take_mount_time(&container.log_file("create")));
-        fs::remove_file(pid_file).ok();
+        remove_pid_file(pid_file);
         match adopted {
             Ok(pid) => {
                 self.reply(asker, &Reply::Created { pid, mount_us: mount_us.unwrap_or(0) }, None);
@@ -294,7 +297,9 @@ fn new_container(key: u32, request: &CreateRequest, streams: Streams) -> Contain
         runtime,
         exit_file: request.exit_file.clone(),
         streams,
+        drops_told: 0,
         stdin_once: request.stdin_once,
+        owner: request.user_namespace.as_ref().map(|userns| (userns.uid, userns.gid)),
         stage: Stage::Creating,
         pid: None,
         cgroup: Cgroup::default(),
@@ -307,7 +312,7 @@ fn new_container(key: u32, request: &CreateRequest, streams: Streams) -> Contain
 
 fn open_streams(request: &CreateRequest) -> Result<(Streams, Option<ChildStdio>), Refusal> {
     let open = |path: &PathBuf| {
-        let log = LogWriter::open(path, DEFAULT_LIMIT);
+        let log = Log::open(path);
         log.map_err(|error| io_refusal(&format!("open the container's log {}", path.display()), &error))
     };
     let log = request.log.as_ref().map(open).transpose()?;
@@ -344,14 +349,21 @@ fn through_launch<'a>(
         stdio,
         limit,
     };
-    let Some(rootfs) = &request.rootfs else { return order };
+    let (rootfs, userns) = (request.rootfs.as_ref(), request.user_namespace.as_ref());
+    if rootfs.is_none() && userns.is_none() {
+        return order;
+    }
     let launch = Launch {
         log: log.to_owned(),
         target: container.bundle.join("rootfs"),
-        lowers: rootfs.lowers.clone(),
-        upper: rootfs.upper.clone(),
-        work: rootfs.work.clone(),
-        readonly: rootfs.readonly,
+        lowers: rootfs.map(|rootfs| rootfs.lowers.clone()).unwrap_or_default(),
+        upper: rootfs.and_then(|rootfs| rootfs.upper.clone()),
+        work: rootfs.and_then(|rootfs| rootfs.work.clone()),
+        readonly: rootfs.is_some_and(|rootfs| rootfs.readonly),
+        userns: userns.map(|userns| userns.path.clone()),
+        bind_userns: userns.and_then(|userns| userns.bind.clone()),
+        volumes: userns.map(|userns| userns.volumes.clone()).unwrap_or_default(),
+        images: request.images.clone(),
         program: std::iter::once(container.runtime.path.clone().into()).chain(order.args).collect(),
     };
     // The program that runs, even if the file it came from has been replaced by an upgrade.
@@ -367,6 +379,17 @@ fn delete_order(container: &Container) -> Order<'_> {
         log,
         stdio: None,
         limit: DELETE_TIMEOUT,
+    }
+}
+
+/// Removes the file by which the runtime told a process id, and the hidden one that runc makes first: a runc that was killed
+/// between the two leaves it, and the next one would refuse to write over it.
+pub(crate) fn remove_pid_file(file: &Path) {
+    fs::remove_file(file).ok();
+    if let Some(name) = file.file_name() {
+        let mut hidden = OsString::from(".");
+        hidden.push(name);
+        fs::remove_file(file.with_file_name(hidden)).ok();
     }
 }
 

@@ -15,6 +15,7 @@ mod cgroup;
 mod connections;
 mod console;
 mod container;
+mod drops;
 mod exec;
 mod exec_group;
 mod exit;
@@ -29,13 +30,28 @@ mod server;
 mod stdio;
 mod tree;
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use args::Command;
 
+/// What the daemon was started with, by a shell for one, must not reach the pod's processes.
+fn serve_pod(serve: args::Serve) -> Result<(), String> {
+    sys::signals::reset().and_then(|()| server::run(serve)).map_err(|error| error.to_string())
+}
+
+/// For who wants to know whether server and monitor are of one version.
+fn print_version() -> Result<(), String> {
+    let line = concat!("crimson-monitor ", env!("CARGO_PKG_VERSION"), "\n");
+    std::io::stdout().write_all(line.as_bytes()).map_err(|error| error.to_string())
+}
+
 fn main() -> ExitCode {
+    if std::env::args_os().nth(1).is_some_and(|argument| argument == "--version") {
+        return print_version().map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+    }
     let outcome = match args::parse(std::env::args_os().skip(1)) {
-        Ok(Command::Serve(serve)) => server::run(serve).map_err(|error| error.to_string()),
+        Ok(Command::Serve(serve)) => serve_pod(serve),
         Ok(Command::Launch(launch)) => Err(launch::run(&launch)),
         Err(usage) => Err(usage),
     };

@@ -20,6 +20,7 @@ use crate::attach::Onlookers;
 use crate::cgroup::Hierarchies;
 use crate::connections::{Asker, Connections};
 use crate::container::{Container, End, Stage};
+use crate::drops::Drops;
 use crate::exec::{Ending, Exec};
 use crate::exec_group::Group;
 use crate::job::{Job, Jobs, Killed, Purpose};
@@ -64,6 +65,7 @@ pub(crate) struct Monitor {
     /// Children that ended while a runtime command was under way that may tell whose they were.
     pub(crate) unclaimed: BTreeMap<i32, End>,
     pub(crate) hierarchies: Hierarchies,
+    pub(crate) drops: Drops,
     /// For messages and output alike.
     pub(crate) buffer: Vec<u8>,
     pub(crate) next_key: u32,
@@ -118,6 +120,7 @@ impl Monitor {
             jobs: Jobs::new(),
             unclaimed: BTreeMap::new(),
             hierarchies: Hierarchies::read(),
+            drops: Drops::default(),
             buffer: vec![0; BUFFER_LEN],
             next_key: 0,
             told_to_end: false,
@@ -168,8 +171,9 @@ impl Monitor {
                 Ok(())
             }
             Source::OomKills(key) => {
-                let container = self.containers.values_mut().find(|container| container.key == key);
-                container.into_iter().for_each(|container| container.cgroup.look_for_oom_kill());
+                let found = self.containers.values().find(|container| container.key == key);
+                let id = found.map(|container| container.id.clone());
+                id.into_iter().for_each(|id| self.look_for_oom_kill(&id));
                 Ok(())
             }
         }
@@ -218,9 +222,7 @@ impl Monitor {
             }
             Request::ReopenLog { container } => self.reopen_log(&container),
             Request::Delete { container } => self.delete(asker, &container),
-            Request::List => {
-                Ok(Some(Reply::List(self.containers.values().filter_map(Container::state).collect())))
-            }
+            Request::List => Ok(Some(Reply::List(self.list()))),
             Request::Shutdown => self.shut_down(),
         }
     }
@@ -266,6 +268,7 @@ impl Monitor {
             self.advance_drain(&id);
         }
         self.onlookers.settle(&self.poller);
+        self.look_for_drops(key);
     }
 
     fn take_signals(&mut self) -> io::Result<()> {
@@ -338,7 +341,8 @@ impl Monitor {
         let jobs = self.jobs.values().filter(|job| job.killed.is_none()).map(|job| job.deadline);
         let looks = self.containers.values().filter_map(look_at);
         let endings = self.ending.iter().map(Ending::look);
-        let others = self.listener.deadline().into_iter().chain(self.onlookers.deadline());
+        let others =
+            self.listener.deadline().into_iter().chain(self.onlookers.deadline()).chain(self.drops.due());
         jobs.chain(looks).chain(endings).chain(others).min()
     }
 
@@ -355,6 +359,7 @@ impl Monitor {
         self.advance_endings(now);
         self.listener.resume(&self.poller, now);
         self.onlookers.part(now);
+        self.tell_drops(now);
     }
 }
 

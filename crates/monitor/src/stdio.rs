@@ -2,13 +2,16 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 
-use crilog::{LogWriter, Stream};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
+use crilog::{DEFAULT_LIMIT, LogBehind, LogWriter, Stream};
+use monitor_api::Refusal;
+use rustix::fs::{FileType, Gid, OFlags, Uid, fchown, fcntl_getfl, fcntl_setfl, fstat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 use types::Timestamp;
 
+use crate::lifecycle::io_refusal;
 use crate::poller::{Poller, Source};
 
 /// What the runtime's `create` gets as its own streams, and hands on to the container. `None` is `/dev/null`.
@@ -17,6 +20,22 @@ pub(crate) struct ChildStdio {
     pub(crate) stdin: Option<OwnedFd>,
     pub(crate) stdout: Option<OwnedFd>,
     pub(crate) stderr: Option<OwnedFd>,
+}
+
+impl ChildStdio {
+    /// Has them belong to the user and group that the process has outside its user namespace: it may open `/dev/stdout` by name
+    /// then, which is a matter of its pipe's owner. The OCI runtime does the same where it can, which is without such a namespace.
+    pub(crate) fn give_to(&self, (uid, gid): (u32, u32)) -> Result<(), Refusal> {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        let give = |stream: &OwnedFd| match FileType::from_raw_mode(fstat(stream)?.st_mode) {
+            FileType::Fifo => fchown(stream, Some(uid), Some(gid)),
+            // Anything else is not the process's alone.
+            _ => Ok(()),
+        };
+        let mut streams = [&self.stdin, &self.stdout, &self.stderr].into_iter().flatten();
+        let given = streams.try_for_each(give);
+        given.map_err(|error| io_refusal("give the streams to their process", &error.into()))
+    }
 }
 
 /// How much is read at a time.
@@ -31,9 +50,68 @@ pub(crate) struct Streams {
     stdin: Option<OwnedFd>,
     /// The terminal's master is our stdout.
     terminal: bool,
-    log: Option<LogWriter>,
+    log: Option<Log>,
     /// What the log had dropped when it was closed.
     dropped: u64,
+}
+
+/// The log of a container.
+#[derive(Debug)]
+pub(crate) enum Log {
+    /// Written at once: on disks of this machine the room may end, but not the answer.
+    Direct(LogWriter),
+    /// By a thread, whose file system may hang. The other containers' streams, all ends and all requests are ours to see.
+    Behind(LogBehind),
+}
+
+impl Log {
+    /// Opens a log.
+    pub(crate) fn open(path: &Path) -> io::Result<Self> {
+        let writer = LogWriter::open(path, DEFAULT_LIMIT)?;
+        if writer.may_stall() { LogBehind::start(writer).map(Self::Behind) } else { Ok(Self::Direct(writer)) }
+    }
+
+    fn write(&mut self, stream: Stream, bytes: &[u8]) {
+        match self {
+            Self::Direct(log) => log.write(stream, bytes, Timestamp::now()),
+            Self::Behind(log) => log.write(stream, bytes, Timestamp::now()),
+        }
+    }
+
+    fn end(&mut self, stream: Stream) {
+        match self {
+            Self::Direct(log) => log.end(stream, Timestamp::now()),
+            Self::Behind(log) => log.end(stream, Timestamp::now()),
+        }
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        match self {
+            Self::Direct(log) => log.reopen(),
+            Self::Behind(log) => log.reopen(),
+        }
+    }
+
+    fn is_settled(&self) -> bool {
+        match self {
+            Self::Direct(_) => true,
+            Self::Behind(log) => log.is_settled(),
+        }
+    }
+
+    fn dropped_lines(&self) -> u64 {
+        match self {
+            Self::Direct(log) => log.dropped_lines(),
+            Self::Behind(log) => log.dropped_lines(),
+        }
+    }
+
+    fn close(self) -> u64 {
+        match self {
+            Self::Direct(log) => log.close(Timestamp::now()),
+            Self::Behind(log) => log.close(Timestamp::now()),
+        }
+    }
 }
 
 /// Whether there may be more to read.
@@ -49,7 +127,7 @@ pub(crate) enum Pumped {
 
 impl Streams {
     /// Streams without a terminal: two pipes, and a third one for stdin if asked for.
-    pub(crate) fn pipes(stdin: bool, log: Option<LogWriter>) -> io::Result<(Self, ChildStdio)> {
+    pub(crate) fn pipes(stdin: bool, log: Option<Log>) -> io::Result<(Self, ChildStdio)> {
         let (stdout, child_stdout) = pipe_with(PipeFlags::CLOEXEC)?;
         let (stderr, child_stderr) = pipe_with(PipeFlags::CLOEXEC)?;
         set_nonblocking(&stdout)?;
@@ -63,7 +141,7 @@ impl Streams {
     }
 
     /// Streams of a terminal, whose master comes later.
-    pub(crate) fn terminal(log: Option<LogWriter>) -> Self {
+    pub(crate) fn terminal(log: Option<Log>) -> Self {
         Self { terminal: true, log, ..Self::default() }
     }
 
@@ -103,6 +181,11 @@ impl Streams {
     /// Whether both streams have ended.
     pub(crate) fn ended(&self) -> bool {
         self.stdout.is_none() && self.stderr.is_none()
+    }
+
+    /// Whether the log has yet to be given what was read.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.log.as_ref().is_some_and(|log| !log.is_settled())
     }
 
     /// Reads what is there, at most `rounds` buffers of it, into the log, and shows it to who looks on.
@@ -149,7 +232,7 @@ impl Streams {
         }
         self.stdin = None;
         if let Some(log) = self.log.take() {
-            self.dropped = log.close(Timestamp::now());
+            self.dropped = log.close();
         }
     }
 
@@ -159,11 +242,11 @@ impl Streams {
     }
 
     pub(crate) fn reopen_log(&mut self) -> io::Result<()> {
-        self.log.as_mut().map_or(Ok(()), LogWriter::reopen)
+        self.log.as_mut().map_or(Ok(()), Log::reopen)
     }
 
     pub(crate) fn dropped_lines(&self) -> u64 {
-        self.log.as_ref().map_or(self.dropped, LogWriter::dropped_lines)
+        self.log.as_ref().map_or(self.dropped, Log::dropped_lines)
     }
 
     fn slot(&mut self, stream: Stream) -> Option<&mut OwnedFd> {
@@ -175,7 +258,7 @@ impl Streams {
 
     fn write(&mut self, stream: Stream, bytes: &[u8]) {
         if let Some(log) = &mut self.log {
-            log.write(stream, bytes, Timestamp::now());
+            log.write(stream, bytes);
         }
     }
 
@@ -185,7 +268,7 @@ impl Streams {
             Stream::Stderr => self.stderr.take(),
         };
         if let (Some(_), Some(log)) = (fd, &mut self.log) {
-            log.end(stream, Timestamp::now());
+            log.end(stream);
         }
     }
 }

@@ -17,8 +17,10 @@ use async_trait::async_trait;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::process::Command;
+use tokio::runtime::Handle;
 use types::SandboxId;
 
+use super::birthplace::Birthplace;
 use super::link::establish;
 use super::{Connection, Monitors};
 use crate::error::MonitorError;
@@ -34,31 +36,64 @@ pub struct ProcessMonitors {
     pub state_dir: PathBuf,
 }
 
-/// [`ProcessMonitors`] whose new monitors begin by moving into cgroups of their own, so that neither the daemon's service nor
-/// the pod is charged for them.
-#[derive(Debug, Clone)]
+/// [`ProcessMonitors`] whose new monitors are in a cgroup of their own, so that neither the server itself nor the pod is charged
+/// for them.
+#[derive(Debug)]
 pub struct PlacedMonitors {
     monitors: ProcessMonitors,
+    birthplace: Option<Birthplace>,
     cgroups: Vec<PathBuf>,
 }
 
 impl ProcessMonitors {
-    /// New monitors enter these cgroups, one directory for each hierarchy, before they do anything else. The directories must
-    /// exist; one that cannot be entered is named in the monitor's log, and the monitor stays in ours.
-    #[must_use]
-    pub fn in_cgroups(self, cgroups: Vec<PathBuf>) -> PlacedMonitors {
-        PlacedMonitors { monitors: self, cgroups }
+    /// New monitors are born in the cgroups `by_thread`, which must exist and be of v1, and begin by entering those called
+    /// `by_process`, one directory for each hierarchy. Of the latter one that cannot be entered is named in the monitor's log, and
+    /// the monitor stays in ours.
+    ///
+    /// # Errors
+    /// The kernel's answer when a thread cannot enter the first.
+    pub fn in_cgroups(self, by_thread: Vec<PathBuf>, by_process: Vec<PathBuf>) -> io::Result<PlacedMonitors> {
+        let birthplace = if by_thread.is_empty() { None } else { Some(Birthplace::enter(by_thread)?) };
+        Ok(PlacedMonitors { monitors: self, birthplace, cgroups: by_process })
     }
 
-    async fn spawn_in(&self, sandbox: &SandboxId, cgroups: &[PathBuf]) -> Result<Connection, MonitorError> {
+    async fn spawn_in(
+        &self,
+        sandbox: &SandboxId,
+        birthplace: Option<&Birthplace>,
+        cgroups: &[PathBuf],
+    ) -> Result<Connection, MonitorError> {
         if let Some(connection) = self.connect(sandbox).await? {
             return Ok(connection);
         }
         let dir = self.pod_dir(sandbox);
         let listener = listen(&dir).map_err(|source| MonitorError::Prepare { path: dir.clone(), source })?;
-        self.start_process(sandbox, &dir, cgroups, listener)?;
+        match birthplace {
+            Some(birthplace) => self.start_at(birthplace, sandbox, cgroups, listener).await?,
+            None => self.start_process(sandbox, &dir, cgroups, listener)?,
+        }
         let socket = connect(&dir).map_err(MonitorError::Socket)?.ok_or(MonitorError::Lost)?;
         establish(socket, sandbox).await
+    }
+
+    async fn start_at(
+        &self,
+        birthplace: &Birthplace,
+        sandbox: &SandboxId,
+        cgroups: &[PathBuf],
+        listener: OwnedFd,
+    ) -> Result<(), MonitorError> {
+        let (this, sandbox, cgroups) = (self.clone(), sandbox.clone(), cgroups.to_owned());
+        let runtime = Handle::current();
+        let start = move || {
+            let _entered = runtime.enter();
+            this.start_process(&sandbox, &this.pod_dir(&sandbox), &cgroups, listener)
+        };
+        let ended = || io::Error::other("the thread that starts monitors has ended");
+        birthplace
+            .run(start)
+            .await
+            .unwrap_or_else(|| Err(MonitorError::Spawn { program: self.binary.clone(), source: ended() }))
     }
 
     fn pod_dir(&self, sandbox: &SandboxId) -> PathBuf {
@@ -98,10 +133,17 @@ impl ProcessMonitors {
     }
 }
 
+impl PlacedMonitors {
+    /// Starts no more monitors where that takes a thread of ours in their cgroup, so that the cgroup can be removed.
+    pub fn leave(&self) {
+        self.birthplace.iter().for_each(Birthplace::leave);
+    }
+}
+
 #[async_trait]
 impl Monitors for ProcessMonitors {
     async fn spawn(&self, sandbox: &SandboxId) -> Result<Connection, MonitorError> {
-        self.spawn_in(sandbox, &[]).await
+        self.spawn_in(sandbox, None, &[]).await
     }
 
     async fn connect(&self, sandbox: &SandboxId) -> Result<Option<Connection>, MonitorError> {
@@ -115,7 +157,9 @@ impl Monitors for ProcessMonitors {
 #[async_trait]
 impl Monitors for PlacedMonitors {
     async fn spawn(&self, sandbox: &SandboxId) -> Result<Connection, MonitorError> {
-        self.monitors.spawn_in(sandbox, &self.cgroups).await
+        // Another server in the same group may have found it empty, and removed it.
+        self.cgroups.iter().for_each(|dir| drop(std::fs::create_dir(dir)));
+        self.monitors.spawn_in(sandbox, self.birthplace.as_ref(), &self.cgroups).await
     }
 
     async fn connect(&self, sandbox: &SandboxId) -> Result<Option<Connection>, MonitorError> {

@@ -238,7 +238,7 @@ async fn an_exec_dies_with_its_container() {
         match pod.event().await {
             Event::ExecExited { exec: ended, signal: Some(9), .. } if ended == id => exec = true,
             Event::Exited(record) => container = record.signal == Some(9),
-            other @ Event::ExecExited { .. } => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         }
     }
     pod.finish().await;

@@ -80,6 +80,23 @@ async fn a_create_that_is_no_longer_wanted_is_given_up() {
     pod.finish().await;
 }
 
+/// As runc does when it is killed between making the file of the process id and giving it its name.
+#[tokio::test]
+async fn what_a_killed_runtime_left_of_its_pid_file_is_not_in_the_way_of_the_next() {
+    let mut pod = Pod::new().await;
+    let mut plan = pod.plan("exit 4");
+    let script = pod.path("dying-runtime");
+    let text = "#!/bin/sh\ncase \"$*\" in *delete*) exit 0;; esac\n: >.init.pid\nkill -KILL $$\n";
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let runtime = std::mem::replace(&mut plan.request.runtime.path, script);
+    assert_eq!(pod.create(&plan).await.unwrap_err().refusal(), Some(RefusalKind::RuntimeFailed));
+    plan.request.runtime.path = runtime;
+    pod.run(&plan).await;
+    assert_eq!(pod.exit().await.exit_code, 4);
+    pod.finish().await;
+}
+
 #[tokio::test]
 async fn a_log_that_cannot_be_opened_refuses_the_create() {
     let mut pod = Pod::new().await;

@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use crilog::Stream;
-use monitor_api::{ExitRecord, MonitorError, Monitors as _, Phase, RefusalKind};
+use monitor_api::{Event, ExitRecord, MonitorError, Monitors as _, Phase, RefusalKind};
 use serde_json::json;
 use types::ContainerId;
 
@@ -195,5 +195,34 @@ async fn a_container_mounts_nothing_on_the_host_and_writes_to_its_layer_only() {
     assert_eq!(mounts.iter().filter(|mount| mount.mount_point.starts_with(&own)).count(), 1, "of {before}");
     pod.connection.monitor.signal(&id, SIGKILL, false).await.unwrap();
     pod.exit().await;
+    pod.finish().await;
+}
+
+/// A shell has its background jobs ignore SIGINT and SIGQUIT, and what is ignored or blocked is inherited from program to
+/// program.
+#[tokio::test]
+async fn what_the_starter_ignored_or_blocked_does_not_reach_containers_and_execs() {
+    let signals = "INT,QUIT,HUP,USR1,TERM,RTMIN+2";
+    let starter = format!("env --ignore-signal={signals},CHLD,PIPE --block-signal={signals},CHLD,PIPE");
+    let mut pod = Pod::with_monitor_started_by(&starter).await;
+    // By a program: busybox's shell itself ignores SIGQUIT.
+    let plan = pod.plan("cat /proc/self/status; echo shown; while :; do sleep 1; done");
+    let id = pod.run(&plan).await;
+    Pod::wait_printed(&plan, "shown").await;
+    let exec = pod.process(&id, "cat /proc/self/status > /exec; kill -INT $$; exit 0");
+    pod.connection.monitor.exec(exec, Vec::new()).await.unwrap();
+    let Event::ExecExited { signal, .. } = pod.event().await else { panic!("the container runs") };
+    assert_eq!(signal, Some(2));
+    let upper = plan.request.rootfs.as_ref().unwrap().upper.as_ref().unwrap();
+    let seen_by_exec = fs::read_to_string(upper.join("exec"));
+    for seen in [seen_by_exec.unwrap(), Pod::printed(&plan, Stream::Stdout)] {
+        let masks: Vec<u64> = seen
+            .lines()
+            .filter(|line| line.starts_with("SigBlk:") || line.starts_with("SigIgn:"))
+            .map(|line| u64::from_str_radix(line.split_once(':').unwrap().1.trim(), 16).unwrap())
+            .collect();
+        // The C library ignores two of its own for every program, who sets them before using them.
+        assert_eq!(masks.iter().map(|mask| mask & !(3 << 31)).collect::<Vec<_>>(), [0, 0], "{seen}");
+    }
     pod.finish().await;
 }

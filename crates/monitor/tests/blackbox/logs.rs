@@ -3,8 +3,9 @@
 use std::fs;
 
 use crilog::{Stream, read_output};
+use monitor_api::{Event, Monitors};
 
-use crate::pod::Pod;
+use crate::pod::{Pod, wait_until};
 
 #[tokio::test]
 async fn a_flood_of_output_is_logged_whole_and_in_order() {
@@ -82,7 +83,7 @@ async fn a_file_system_that_was_full_costs_what_did_not_fit_and_no_more() {
     let go = pod.process(&id, ": > /go");
     pod.connection.monitor.exec(go, Vec::new()).await.unwrap();
     let record = loop {
-        if let monitor_api::Event::Exited(record) = pod.event().await {
+        if let Event::Exited(record) = pod.event().await {
             break record;
         }
     };
@@ -157,5 +158,90 @@ async fn a_container_without_a_log_is_read_all_the_same() {
     plan.request.log = None;
     pod.run(&plan).await;
     assert_eq!(pod.exit().await.exit_code, 8);
+    pod.finish().await;
+}
+
+/// A pipe that nobody reads stands for a file system that has stopped to answer: a write to it does not return.
+#[tokio::test]
+async fn a_log_that_hangs_holds_up_nobody() {
+    let mut pod = Pod::new().await;
+    let stuck = pod.plan("while :; do echo 0123456789012345678901234567890123456789; done");
+    let log = stuck.request.log.clone().unwrap();
+    rustix::fs::mkfifoat(rustix::fs::CWD, &log, rustix::fs::Mode::RWXU).unwrap();
+    let mut options = fs::OpenOptions::new();
+    let unread = options.read(true).write(true).open(&log).unwrap();
+    let id = pod.run(&stuck).await;
+    let dropped = async || {
+        let states = pod.connection.monitor.list().await.unwrap();
+        states.iter().find(|state| state.container == id).map_or(0, |state| state.dropped_log_lines)
+    };
+    while dropped().await < 1_000 {
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    let refused = pod.connection.monitor.reopen_log(&id).await.unwrap_err();
+    assert!(refused.to_string().contains("does not answer"), "{refused}");
+    // The others of the pod are seen as ever.
+    let other = pod.plan("echo fine; exit 5");
+    pod.run(&other).await;
+    let record = pod.exit().await;
+    assert_eq!((&record.container, record.exit_code), (&other.request.container, 5));
+    assert_eq!(Pod::printed(&other, Stream::Stdout), "fine\n");
+    // And so is its own end, which is told although the log has not everything.
+    pod.connection.monitor.signal(&id, 9, true).await.unwrap();
+    let record = pod.exit().await;
+    assert_eq!((&record.container, record.signal), (&id, Some(9)));
+    drop(unread);
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn lost_lines_are_told_as_they_come_and_before_the_end() {
+    let mut pod = Pod::new().await;
+    let mut plan = pod.plan("echo one; while ! [ -e /go ]; do sleep 0.02; done; seq 1 500; exit 3");
+    plan.request.log = Some("/dev/full".into());
+    let id = pod.run(&plan).await;
+    assert_eq!(pod.event().await, Event::LogLinesDropped { container: id.clone(), lines: 1 });
+    let go = pod.process(&id, ": > /go");
+    pod.connection.monitor.exec(go, Vec::new()).await.unwrap();
+    let mut told = 1;
+    let record = loop {
+        match pod.event().await {
+            Event::LogLinesDropped { container, lines } => {
+                assert!(container == id && lines > told, "{lines} after {told}");
+                told = lines;
+            }
+            Event::Exited(record) => break record,
+            Event::ExecExited { .. } => {}
+        }
+    };
+    assert_eq!((record.exit_code, told), (3, 501));
+    let state = pod.connection.monitor.list().await.unwrap().remove(0);
+    assert_eq!((state.dropped_log_lines, state.dropped_log_lines_told), (501, Some(501)));
+    pod.finish().await;
+}
+
+#[tokio::test]
+async fn what_was_lost_while_no_daemon_was_connected_is_untold() {
+    let (mut pod, elsewhere) = (Pod::new().await, Pod::new().await);
+    let mut plan = pod.plan("trap 'seq 1 100; exit 11' USR1; echo ready; while :; do sleep 0.05; done");
+    plan.request.log = Some("/dev/full".into());
+    let id = pod.run(&plan).await;
+    assert_eq!(pod.event().await, Event::LogLinesDropped { container: id, lines: 1 });
+    let init = pod.connection.monitor.list().await.unwrap()[0].pid.unwrap();
+    let descriptors = format!("/proc/{}/fd", pod.connection.pid);
+    let open = || fs::read_dir(&descriptors).unwrap().count();
+    let connected = open();
+    // The daemon dies, and the next one comes when the container has ended.
+    let nobody = elsewhere.monitors.connect(&elsewhere.sandbox).await.unwrap().unwrap();
+    drop(std::mem::replace(&mut pod.connection, nobody));
+    wait_until("the end of the connection", || open() < connected).await;
+    sys::process::kill(init, 10).unwrap();
+    wait_until("the exit file", || plan.request.exit_file.is_file()).await;
+    pod.connection = pod.monitors.connect(&pod.sandbox).await.unwrap().unwrap();
+    let state = pod.connection.monitor.list().await.unwrap().remove(0);
+    assert_eq!((state.dropped_log_lines, state.dropped_log_lines_told), (101, Some(1)));
+    let state = pod.connection.monitor.list().await.unwrap().remove(0);
+    assert_eq!(state.dropped_log_lines_told, Some(101), "the list has told it");
+    elsewhere.finish().await;
     pod.finish().await;
 }

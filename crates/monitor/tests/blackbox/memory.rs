@@ -5,10 +5,13 @@ use std::fs;
 
 use crate::pod::{Pod, shipped_monitor};
 
-/// The budget of monitor and pause together is 0.35 MiB; pause takes up to 16 KiB of it.
-const BUDGET_KIB: u64 = 342;
+/// The budget of monitor and pause together is 0.35 MiB.
+const BUDGET_KIB: u64 = 358;
 
-/// What it was when this was last measured (2026-11, x86-64, glibc 2.36), and by how much that may grow unnoticed.
+/// What pause may take of it.
+const PAUSE_KIB: u64 = 16;
+
+/// What the monitor was when this was last measured (2026-11, x86-64, glibc 2.36), and by how much that may grow unnoticed.
 const RECORDED_KIB: u64 = 240;
 const HEADROOM_KIB: u64 = 36;
 
@@ -44,12 +47,37 @@ async fn an_idle_monitor_with_two_containers_is_small() {
     println!("monitor: {pss} KiB PSS with two containers, {begin} KiB when it begins");
     let smaps = fs::read_to_string(format!("/proc/{}/smaps", pod.connection.pid)).unwrap();
     println!("{}", table(&smaps));
-    let limit = if shipped { BUDGET_KIB.min(RECORDED_KIB + HEADROOM_KIB) } else { UNOPTIMISED_KIB };
+    let pause = pause_pss_kib(&pod);
+    println!("pause: {pause} KiB PSS");
+    assert!(pause <= PAUSE_KIB, "{pause} KiB for pause, {PAUSE_KIB} were allowed");
+    let limit = if shipped { (BUDGET_KIB - pause).min(RECORDED_KIB + HEADROOM_KIB) } else { UNOPTIMISED_KIB };
     assert!(pss <= limit, "{pss} KiB, {limit} were allowed");
     pod.finish().await;
     for pod in neighbours {
         pod.finish().await;
     }
+}
+
+/// The embedded program on its own: a node's others share what is not written to.
+fn pause_pss_kib(pod: &Pod) -> u64 {
+    let program = pod.path("pause");
+    sys::atomic::write(&program, sys::pause::BINARY, 0o755).unwrap();
+    // By way of a shell, since another test that starts a program may hold the file open for a moment.
+    let script = "while ! \"$0\"; do :; done";
+    let mut shell = std::process::Command::new("sh").args(["-c", script]).arg(&program).spawn().unwrap();
+    let children = format!("/proc/{0}/task/{0}/children", shell.id());
+    let pause = loop {
+        let pid = fs::read_to_string(&children).unwrap().trim().parse().unwrap_or(0);
+        if fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == program) {
+            break pid;
+        }
+        std::thread::yield_now();
+    };
+    let pss = pss_kib(pause);
+    shell.kill().unwrap();
+    shell.wait().unwrap();
+    sys::process::kill(pause, 9).unwrap();
+    pss
 }
 
 /// Mappings with what they take.

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use crilog::{Stream, read_output};
@@ -45,14 +46,18 @@ pub(crate) struct Plan {
 
 impl Pod {
     pub(crate) async fn new() -> Self {
+        Self::with_monitor_started_by("").await
+    }
+
+    /// A pod whose monitor is started by way of this command.
+    pub(crate) async fn with_monitor_started_by(starter: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("crimson-monitor-test-").tempdir().unwrap();
         // As the daemon does with its state directory.
         sys::mount::private_self_bind(dir.path()).unwrap();
         make_busybox(&dir.path().join("image"));
-        let monitors = ProcessMonitors {
-            binary: shipped_monitor().unwrap_or_else(|| env!("CARGO_BIN_EXE_crimson-monitor").into()),
-            state_dir: dir.path().join("state"),
-        };
+        let binary = shipped_monitor().unwrap_or_else(|| env!("CARGO_BIN_EXE_crimson-monitor").into());
+        let binary = if starter.is_empty() { binary } else { wrapper(dir.path(), starter, &binary) };
+        let monitors = ProcessMonitors { binary, state_dir: dir.path().join("state") };
         let sandbox = SandboxId::from_random(sys::random::bytes());
         let connection = monitors.spawn(&sandbox).await.unwrap();
         let name = format!("crimson-monitor-test-{}", sandbox.short());
@@ -82,6 +87,8 @@ impl Pod {
             container,
             bundle: place("bundle"),
             rootfs: Some(rootfs),
+            images: Vec::new(),
+            user_namespace: None,
             runtime: RuntimeCommand {
                 path: self.runtime.clone(),
                 root: self.path("runtime"),
@@ -114,11 +121,14 @@ impl Pod {
         event.expect("an event comes").expect("the connection is open")
     }
 
-    /// The next event, which must be a container's exit.
+    /// The next event, which must be a container's exit, or tell of log lines that were lost before it.
     pub(crate) async fn exit(&mut self) -> ExitRecord {
-        match self.event().await {
-            Event::Exited(record) => record,
-            other @ Event::ExecExited { .. } => panic!("{other:?} instead of an exit"),
+        loop {
+            match self.event().await {
+                Event::Exited(record) => return record,
+                Event::LogLinesDropped { .. } => {}
+                other @ Event::ExecExited { .. } => panic!("{other:?} instead of an exit"),
+            }
         }
     }
 
@@ -224,6 +234,19 @@ impl Drop for Pod {
         }
         sys::mount::unmount(self.dir.path()).ok();
     }
+}
+
+/// A program that runs another one by way of a command. It is written by a process of its own: what another test starts meanwhile
+/// would hold a file of ours open for writing, and it could not be run.
+fn wrapper(dir: &Path, starter: &str, program: &Path) -> PathBuf {
+    let path = dir.join("wrapper");
+    let script = format!("#!/bin/sh\nexec {starter} {} \"$@\"\n", program.display());
+    let written = Command::new("sh")
+        .args(["-c", "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\""])
+        .args([path.as_os_str(), script.as_ref()])
+        .status();
+    assert!(written.unwrap().success());
+    path
 }
 
 fn directories(dir: &Path) -> Vec<PathBuf> {

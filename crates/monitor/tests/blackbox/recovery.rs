@@ -1,6 +1,7 @@
 //! Daemons come and go; the monitor stays.
 
 use std::fs;
+use std::path::PathBuf;
 
 use monitor_api::{Event, Monitors, Phase};
 
@@ -88,25 +89,58 @@ async fn a_monitor_is_alone_in_its_session_and_keeps_no_descriptor_of_ours() {
     pod.finish().await;
 }
 
-#[tokio::test]
-async fn a_monitor_can_begin_in_a_cgroup_of_its_own() {
-    let pod = Pod::new().await;
+/// A cgroup for monitors in a hierarchy for whose mount `fits`; `None` where there is none.
+fn own_cgroup(sandbox: &types::SandboxId, fits: impl Fn(&sys::mount::MountEntry) -> bool) -> Option<PathBuf> {
     let mounts = sys::mount::list().unwrap();
-    let fits = |mount: &&sys::mount::MountEntry| {
-        mount.fstype == "cgroup2" || mount.options.split(',').any(|option| option == "freezer")
-    };
-    let sandbox = types::SandboxId::from_random(sys::random::bytes());
-    let name = format!("crimson-monitor-test-{}-own", sandbox.short());
-    let dir = mounts.iter().find(fits).unwrap().mount_point.join(&name);
+    let mount = mounts.iter().find(|mount| fits(mount))?;
+    let dir = mount.mount_point.join(format!("crimson-monitor-test-{}-own", sandbox.short()));
     fs::create_dir(&dir).unwrap();
-    let placed = pod.monitors.clone().in_cgroups(vec!["/no/such/cgroup".into(), dir.clone()]);
+    Some(dir)
+}
+
+fn cgroups_of(pid: i32) -> String {
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap()
+}
+
+#[tokio::test]
+async fn a_monitor_can_begin_by_entering_a_cgroup_of_its_own() {
+    let pod = Pod::new().await;
+    let sandbox = types::SandboxId::from_random(sys::random::bytes());
+    let freezer = |mount: &sys::mount::MountEntry| mount.options.split(',').any(|option| option == "freezer");
+    let dir = own_cgroup(&sandbox, |mount| mount.fstype == "cgroup2" || freezer(mount)).unwrap();
+    let groups = vec!["/no/such/cgroup".into(), dir.clone()];
+    let placed = pod.monitors.clone().in_cgroups(Vec::new(), groups).unwrap();
     let connection = placed.spawn(&sandbox).await.unwrap();
-    let cgroups = fs::read_to_string(format!("/proc/{}/cgroup", connection.pid)).unwrap();
+    let name = dir.file_name().unwrap().to_str().unwrap();
+    let cgroups = cgroups_of(connection.pid);
     assert!(cgroups.lines().any(|line| line.ends_with(&format!("/{name}"))), "{cgroups}");
     let log = pod.path("state/pods").join(sandbox.as_str()).join("monitor.log");
     assert!(fs::read_to_string(log).unwrap().contains("/no/such/cgroup"));
     assert_eq!(placed.connect(&sandbox).await.unwrap().unwrap().pid, connection.pid);
     connection.monitor.shutdown().await.unwrap();
+    wait_until("its cgroup is empty", || fs::remove_dir(&dir).is_ok()).await;
+    pod.finish().await;
+}
+
+/// On v1: nothing of the monitor was ever anywhere else, and the process that started it has not moved.
+#[tokio::test]
+async fn a_monitor_can_be_born_in_a_cgroup_of_its_own() {
+    let pod = Pod::new().await;
+    let sandbox = types::SandboxId::from_random(sys::random::bytes());
+    let pids = |mount: &sys::mount::MountEntry| {
+        mount.fstype == "cgroup" && mount.options.split(',').any(|option| option == "pids")
+    };
+    let Some(dir) = own_cgroup(&sandbox, pids) else { return pod.finish().await };
+    let before = cgroups_of(i32::try_from(std::process::id()).unwrap());
+    let placed = pod.monitors.clone().in_cgroups(vec![dir.clone()], Vec::new()).unwrap();
+    let connection = placed.spawn(&sandbox).await.unwrap();
+    let name = dir.file_name().unwrap().to_str().unwrap();
+    let cgroups = cgroups_of(connection.pid);
+    assert!(cgroups.lines().any(|line| line.ends_with(&format!("/{name}"))), "{cgroups}");
+    assert_eq!(cgroups_of(i32::try_from(std::process::id()).unwrap()), before);
+    connection.monitor.shutdown().await.unwrap();
+    placed.leave();
+    assert!(placed.spawn(&sandbox).await.is_err(), "there is no place to be born in any more");
     wait_until("its cgroup is empty", || fs::remove_dir(&dir).is_ok()).await;
     pod.finish().await;
 }
