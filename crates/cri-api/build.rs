@@ -12,6 +12,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile([&proto], [&root])?;
     let out = PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("cri.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().build_server(true).build_client(true).compile_fds(descriptors)?;
+    let generator = tonic_prost_build::configure().build_server(true).build_client(true);
+    let by_hand = "crate::listed::ListContainersResponse";
+    generator.extern_path(".runtime.v1.ListContainersResponse", by_hand).compile_fds(descriptors)?;
     Ok(())
 }

@@ -4,7 +4,11 @@
 
 #![allow(missing_docs, clippy::all, clippy::allow_attributes_without_reason, reason = "generated code")]
 
+mod listed;
+
 /// Package `runtime.v1`.
 pub mod v1 {
+    pub use crate::listed::ListContainersResponse;
+
     tonic::include_proto!("runtime.v1");
 }
