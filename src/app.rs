@@ -8,23 +8,32 @@ use std::io;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
+use crate::admin::board::Board;
+use crate::admin::{Admin, AdminError};
 use crate::config::{CgroupDriver, Config, Loaded, Source};
 use crate::health::Health;
 use crate::listener::{ListenError, Listener};
 use crate::logging::Logging;
-use crate::pod::{Drivers, Kernel, Layout, Pods, Settings, StepError};
+use crate::meter::Meter;
+use crate::metrics::Metrics;
+use crate::pod::{Drivers, Kernel, Layout, Pods, Recovery, SecurityModules, Settings, StepError};
 use crate::reload::{Live, Reloader};
 use crate::service::{self, Parts, Readiness};
 use crate::shutdown::{self, Drained, Shutdown};
+use crate::streaming::{Opened, StreamingError};
+use crate::tracing_export::{Export, Sampling};
 use crate::{drivers, facts, handlers, notify};
 
 /// The file in the durable directory that remembers the cgroup driver.
 const CGROUP_DRIVER: &str = "cgroup-driver";
+/// The cgroup of monitors, in the one that this server was started in.
+const MONITORS_CGROUP: &str = "crimson-monitors";
 /// Where network namespaces are bound, so that node agents find them.
 pub(crate) const NETNS_DIR: &str = "/run/netns";
 
@@ -52,6 +61,12 @@ pub enum AppError {
     /// Pods of an earlier run cannot be brought back.
     #[error("recovering pods")]
     Recover(#[source] StepError),
+    /// Sessions cannot be served.
+    #[error("setting up sessions")]
+    Streaming(#[from] StreamingError),
+    /// The admin endpoint cannot be served.
+    #[error("setting up the admin endpoint")]
+    Admin(#[from] AdminError),
     /// Signals or the socket cannot be used by the runtime.
     #[error("starting the server")]
     Start(#[source] io::Error),
@@ -69,6 +84,8 @@ pub struct Start {
     pub source: Source,
     /// The log of the process.
     pub logging: Logging,
+    /// What delivers spans, where there are any.
+    pub export: Option<Export>,
     /// The socket that systemd has handed over.
     pub inherited: Option<UnixListener>,
 }
@@ -78,7 +95,8 @@ pub struct Start {
 /// # Errors
 /// When it cannot start, or serving fails.
 pub async fn run(start: Start) -> Result<(), AppError> {
-    let Start { loaded, source, logging, inherited } = start;
+    let Start { loaded, source, logging, export, inherited } = start;
+    let exporting = export.map(Export::start);
     let config = &loaded.config;
     let shutdown = Shutdown::new();
     shutdown.listen().map_err(AppError::Start)?;
@@ -89,9 +107,17 @@ pub async fn run(start: Start) -> Result<(), AppError> {
     // Held to the very end: the listener goes when serving ends, and operations write after that.
     let _lock = listener.state_lock();
     prepare(&layout)?;
+    let board = Board::new(loaded.written.clone(), logging.clone(), Metrics::new(), shutdown.token());
+    let board = Arc::new(board);
+    let admin = Admin::open(layout.state(), config.metrics.address, Arc::clone(&board))?;
     let reloading = |live| Reloader::new(source, loaded.clone(), logging, live).serve(reloads);
-    let ended = serve(config, &layout, &shutdown, listener, reloading).await;
+    let ended = serve(config, &layout, &shutdown, listener, &board, reloading).await;
+    // To be asked until there is nothing left to tell; its socket is in the directory that is given back.
+    drop((admin, board));
     leave(&layout);
+    if let Some(exporting) = exporting {
+        exporting.finish().await;
+    }
     tracing::info!("stopped");
     ended
 }
@@ -101,6 +127,7 @@ async fn serve<R>(
     layout: &Layout,
     shutdown: &Shutdown,
     listener: Listener,
+    board: &Board,
     reloading: impl FnOnce(Arc<Live>) -> R,
 ) -> Result<(), AppError>
 where
@@ -109,24 +136,44 @@ where
     let (socket, inherited) = (listener.path().unwrap_or(config.socket.clone()), listener.is_inherited());
     let incoming = listener.into_incoming().map_err(AppError::Start)?;
     let (ready, readiness) = watch::channel(Readiness::Recovering);
-    let (parts, live) = build(config, layout.clone(), shutdown, readiness).await?;
-    let (pods, images) = (parts.pods.clone(), parts.images.clone());
+    let home = MonitorHome::make(config, layout)?;
+    let monitors = Arc::clone(&home.monitors);
+    let (parts, sessions, live) = build(config, board, layout.clone(), monitors, shutdown, readiness).await?;
+    board.recovering(Arc::clone(&live));
+    let (pods, images, meter) = (parts.pods.clone(), parts.images.clone(), Arc::clone(&parts.meter));
+    let metrics = board.metrics();
+    metrics.follow(&pods, &images, &live.network);
     let stop = shutdown.token();
     let server = Server::builder()
+        .layer(metrics.calls())
         .add_routes(service::routes(parts))
         .serve_with_incoming_shutdown(incoming, async move { stop.cancelled().await });
     let server = tokio::spawn(server);
+    shutdown.spawn(end_events(pods.clone(), shutdown.token()));
+    let no_sessions = shutdown.token();
+    let sessions = tokio::spawn(sessions.serve(no_sessions.clone()));
     let health = Arc::new(Health { socket: socket.clone(), inherited, pods: pods.clone() });
     let check = move || Arc::clone(&health).check();
     shutdown.spawn(notify::keep_watchdog(shutdown.token(), check));
-    shutdown.spawn(forget_failed(Arc::clone(&pods.drivers().cgroups)));
-    recover(&socket, &pods, &ready).await?;
+    shutdown.spawn(forget_ended(Arc::clone(&pods.drivers().cgroups)));
+    let recovering = Instant::now();
+    board.serving(recover(&socket, &pods, &ready).await?);
+    metrics.recovered(recovering.elapsed());
+    shutdown.spawn(meter.run(shutdown.token()));
     // Not before: the end of a reload tells systemd that the server is ready. Not waited for at the end.
     let reloads = tokio::spawn(reloading(Arc::clone(&live)));
     let limit = || live.config.borrow().limits.shutdown_timeout;
-    let served = serve_out(server, shutdown, limit).await;
+    let calls = metrics.calls();
+    let only_events =
+        || pods.events().subscriptions() > 0 && calls.in_progress_but("GetContainerEvents") == 0;
+    let served = serve_out(server, shutdown, limit, only_events).await;
     reloads.abort();
     let limit = limit();
+    // Told already, unless serving ended by itself. Their commands are killed by tasks that draining waits for.
+    no_sessions.cancel();
+    if tokio::time::timeout(limit, sessions).await.is_err() {
+        tracing::warn!("sessions were cut off");
+    }
     pods.drain(limit).await;
     if tokio::time::timeout(limit, images.shutdown()).await.is_err() {
         tracing::warn!("pulls were cut off");
@@ -134,7 +181,43 @@ where
     if let Drained::Leaving(tasks) = shutdown.drain(Duration::from_secs(1)).await {
         tracing::warn!(tasks, "tasks were cut off");
     }
+    home.leave();
     served
+}
+
+/// Where monitors come from, and their cgroup.
+struct MonitorHome {
+    monitors: Arc<monitor_api::PlacedMonitors>,
+    cgroup: cgroup::Beside,
+}
+
+impl MonitorHome {
+    /// Monitors without a cgroup of their own are better than none.
+    fn make(config: &Config, layout: &Layout) -> Result<Self, AppError> {
+        let binary = config.monitor.locate().map_err(AppError::Monitor)?;
+        let monitors =
+            || monitor_api::ProcessMonitors { binary: binary.clone(), state_dir: layout.state().to_owned() };
+        let failed = |error: &(dyn std::error::Error + 'static)| {
+            let error = types::error::chain(error);
+            tracing::warn!(error, "monitors have no cgroup of their own and stay in the server's");
+        };
+        let cgroup =
+            cgroup::Beside::make(MONITORS_CGROUP).inspect_err(|error| failed(error)).unwrap_or_default();
+        let cgroup::Beside { by_thread, by_process } = cgroup.clone();
+        let placed = monitors().in_cgroups(by_thread, by_process).or_else(|error| {
+            failed(&error);
+            monitors().in_cgroups(Vec::new(), Vec::new())
+        });
+        Ok(Self { monitors: Arc::new(placed.map_err(AppError::Start)?), cgroup })
+    }
+
+    /// The last who leaves removes the cgroup; as long as there are pods, that is nobody.
+    fn leave(&self) {
+        self.monitors.leave();
+        if let Err(error) = self.cgroup.remove() {
+            tracing::debug!(error = types::error::chain(&error), "the monitors' cgroup stays");
+        }
+    }
 }
 
 type Serving = tokio::task::JoinHandle<Result<(), tonic::transport::Error>>;
@@ -145,6 +228,7 @@ async fn serve_out(
     mut server: Serving,
     shutdown: &Shutdown,
     limit: impl Fn() -> Duration,
+    only_events: impl Fn() -> bool,
 ) -> Result<(), AppError> {
     // Waiting for either loses nothing: the server goes on as a task of its own.
     let ended = tokio::select! {
@@ -154,11 +238,33 @@ async fn serve_out(
     notify::stopping();
     match ended {
         Some(ended) => flatten(ended),
-        None => tokio::time::timeout(limit(), server).await.map_or(Ok(()), flatten),
+        None => tokio::select! {
+            ended = tokio::time::timeout(limit(), server) => ended.map_or(Ok(()), flatten),
+            () = lasts(only_events) => {
+                tracing::warn!("clients of container events that do not read them are left behind");
+                Ok(())
+            }
+        },
     }
 }
 
-async fn recover(socket: &Path, pods: &Pods, ready: &watch::Sender<Readiness>) -> Result<(), AppError> {
+/// Ends the streams of events with the server; their clients hear why.
+async fn end_events(pods: Pods, requested: CancellationToken) {
+    requested.cancelled().await;
+    pods.events().close();
+}
+
+/// Waits until something has been so for a second. The stream of a client that does not read cannot be ended from here: its
+/// last word waits for room like all before it.
+async fn lasts(is_so: impl Fn() -> bool) {
+    let mut seen = 0;
+    while seen < 10 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        seen = if is_so() { seen + 1 } else { 0 };
+    }
+}
+
+async fn recover(socket: &Path, pods: &Pods, ready: &watch::Sender<Readiness>) -> Result<Recovery, AppError> {
     let found = pods.recover().await.map_err(AppError::Recover)?;
     ready.send_replace(Readiness::Ready);
     notify::ready(&format!("serving on {}", socket.display()));
@@ -170,14 +276,15 @@ async fn recover(socket: &Path, pods: &Pods, ready: &watch::Sender<Readiness>) -
         path = %socket.display(),
         "ready"
     );
-    Ok(())
+    Ok(found)
 }
 
-/// Has systemd forget scopes that failed while this server was away. That it cannot be reached is no reason not to serve.
-async fn forget_failed(cgroups: Arc<dyn cgroup::CgroupDriver>) {
-    match cgroups.forget_failed().await {
+/// Has systemd forget scopes that failed while this server was away, and those of ended probes. That it cannot be reached is no
+/// reason not to serve.
+pub(crate) async fn forget_ended(cgroups: Arc<dyn cgroup::CgroupDriver>) {
+    match cgroups.forget_ended().await {
         Ok(0) => {}
-        Ok(units) => tracing::info!(units, "failed scopes forgotten"),
+        Ok(units) => tracing::info!(units, "ended scopes forgotten"),
         Err(error) => {
             let error = types::error::chain(&error);
             tracing::warn!(error, "pods may fail to start or be cleaned up incompletely while this lasts");
@@ -215,7 +322,7 @@ fn prepare(layout: &Layout) -> Result<(), AppError> {
         let path = path.to_owned();
         move |error: Box<dyn std::error::Error + Send + Sync>| AppError::Directory(path, error)
     };
-    for (path, mode) in [(layout.root(), 0o711), (layout.state(), 0o700)] {
+    for (path, mode) in [(layout.root(), 0o711), (layout.state(), 0o711)] {
         sys::atomic::create_dir_all(path, mode).map_err(|error| failed(path)(error.into()))?;
     }
     sys::mount::private_self_bind(layout.state()).map_err(|error| failed(layout.state())(error.into()))?;
@@ -236,21 +343,27 @@ fn make_pause_rootfs(rootfs: &Path) -> Result<(), sys::FileError> {
 
 async fn build(
     config: &Config,
+    board: &Board,
     layout: Layout,
+    monitors: Arc<dyn monitor_api::Monitors>,
     shutdown: &Shutdown,
     readiness: watch::Receiver<Readiness>,
-) -> Result<(Parts, Arc<Live>), AppError> {
+) -> Result<(Parts, Opened, Arc<Live>), AppError> {
     let cgroups = open_cgroups(config, &layout)?;
     let systemd = cgroups.kind() == cgroup::DriverKind::Systemd;
     let (probed, place) = (config.clone(), layout.clone());
     let found = tokio::task::spawn_blocking(move || handlers::find(&probed, &place, systemd));
+    let modules = Arc::new(SecurityModules::find());
+    let preparing = Arc::clone(&modules);
+    // Not waited for: who needs the profile looks for it.
+    shutdown.spawn(async move {
+        tokio::task::spawn_blocking(move || preparing.prepare()).await.ok();
+    });
     let images = image::Images::open(drivers::images(config)).await.map_err(AppError::Images)?;
     let network =
         cni::Cni::open(drivers::network(config), shutdown.token()).await.map_err(AppError::Network)?;
     let network = Arc::new(network);
     let handlers = found.await.map_err(|error| AppError::Start(io::Error::other(error)))?;
-    let monitor = config.monitor.locate().map_err(AppError::Monitor)?;
-    let monitors = monitor_api::ProcessMonitors { binary: monitor, state_dir: layout.state().to_owned() };
     let described = watch::Sender::new(Arc::new(drivers::describe(config, &handlers)));
     let settings = Settings {
         facts: facts::gather(cgroup::detect().map_err(AppError::Cgroups)?),
@@ -261,22 +374,49 @@ async fn build(
         images: Arc::new(images.clone()),
         network: Arc::<cni::Cni>::clone(&network),
         cgroups,
-        monitors: Arc::new(monitors),
+        monitors,
         host: Arc::new(Kernel),
+        confinement: modules,
     };
     let pods = Pods::new(drivers, drivers::settings(config, handlers, settings));
-    let parts =
-        Parts { pods: pods.clone(), images: images.clone(), readiness, config: described.subscribe() };
+    let meter = Meter::new(pods.clone());
+    let sessions = Opened::open(&config.streaming, Arc::new(pods.clone())).await?;
+    let streaming = sessions.server.clone();
+    let parts = Parts {
+        pods: pods.clone(),
+        meter,
+        images: images.clone(),
+        streaming: streaming.clone(),
+        readiness,
+        sampling: config.tracing.as_ref().map(|it| Sampling::per_million(it.sampling_rate_per_million)),
+        config: described.subscribe(),
+    };
     let config = watch::Sender::new(Arc::new(config.clone()));
-    Ok((parts, Arc::new(Live { pods, images, network, systemd, described, config })))
+    let written = watch::Sender::new(board.config());
+    let live = Live { pods, images, network, streaming, systemd, described, config, written };
+    Ok((parts, sessions, Arc::new(live)))
 }
 
 /// The driver that a server of this configuration has used, or would use; nothing is written.
 pub(crate) fn cgroups_in_use(config: &Config) -> Result<Arc<dyn cgroup::CgroupDriver>, cgroup::CgroupError> {
+    cgroup::open(driver_in_use(config), Path::new(cgroup::DEFAULT_ROOT))
+}
+
+/// As [`cgroups_in_use`], its kind only.
+pub(crate) fn driver_in_use(config: &Config) -> cgroup::DriverKind {
+    remembered_driver(config).or(wanted_driver(config)).unwrap_or_else(cgroup::DriverKind::detect)
+}
+
+/// The driver that pods of this configuration's server were made with, if there are pods.
+pub(crate) fn kept_driver(config: &Config) -> Option<cgroup::DriverKind> {
+    let layout = Layout::new(config.root.clone(), config.state.clone());
+    let is_in_use = layout.records().try_exists().unwrap_or(false) && has_pods(&layout);
+    remembered_driver(config).filter(|_| is_in_use)
+}
+
+fn remembered_driver(config: &Config) -> Option<cgroup::DriverKind> {
     let remembered = std::fs::read_to_string(config.root.join(CGROUP_DRIVER)).ok();
-    let remembered = remembered.and_then(|text| text.trim().parse().ok());
-    let kind = remembered.or(wanted_driver(config)).unwrap_or_else(cgroup::DriverKind::detect);
-    cgroup::open(kind, Path::new(cgroup::DEFAULT_ROOT))
+    remembered.and_then(|text| text.trim().parse().ok())
 }
 
 fn wanted_driver(config: &Config) -> Option<cgroup::DriverKind> {

@@ -4,6 +4,8 @@
 //! only what a second look finds again counts. Removing needs the lock of the state directory, so no server is at work then.
 //! What is found and how it goes is the same as in the sweep at the start of the server ([`crate::pod`]).
 
+pub mod images;
+
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,7 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::listener::{self, ListenError};
-use crate::pod::{Drivers, Kernel, Layout, Pods, Settings, StepError, Stray, World, persisting};
+use crate::pod::{
+    Drivers, Kernel, Layout, Pods, SecurityModules, Settings, StepError, Stray, World, persisting,
+};
 use crate::{app, drivers};
 
 /// Exit code when something is found, or stays.
@@ -74,26 +78,35 @@ pub struct Finding {
     error: Option<String>,
 }
 
-/// What has been found.
+/// What has been found, of one kind of trouble.
 #[derive(Debug, Serialize)]
-pub struct Report {
-    findings: Vec<Finding>,
+pub struct Report<F> {
+    findings: Vec<F>,
 }
 
-impl Report {
+/// One trouble in a [`Report`].
+pub trait Outcome: Serialize {
+    /// Whether it is over.
+    fn is_over(&self) -> bool;
+
+    /// A line, or several, for people.
+    fn lines(&self) -> String;
+}
+
+impl<F: Outcome> Report<F> {
     /// Whether nothing is left.
     #[must_use]
     pub fn is_clean(&self) -> bool {
-        self.findings.iter().all(|finding| finding.removed)
+        self.findings.iter().all(F::is_over)
     }
 
-    /// A line for each finding.
+    /// For people.
     #[must_use]
     pub fn text(&self) -> String {
         if self.findings.is_empty() {
             return "clean\n".to_owned();
         }
-        self.findings.iter().map(Finding::line).collect()
+        self.findings.iter().map(F::lines).collect()
     }
 
     /// For programs.
@@ -103,8 +116,12 @@ impl Report {
     }
 }
 
-impl Finding {
-    fn line(&self) -> String {
+impl Outcome for Finding {
+    fn is_over(&self) -> bool {
+        self.removed
+    }
+
+    fn lines(&self) -> String {
         match (&self.error, self.removed) {
             (Some(error), _) => format!("left: {}: {error}\n", self.stray),
             (None, true) => format!("removed: {}\n", self.stray),
@@ -117,7 +134,7 @@ impl Finding {
 ///
 /// # Errors
 /// When it cannot be found out what there is, or a server has what would be removed.
-pub fn run(config: &Config, repair: bool) -> Result<Report, CheckError> {
+pub fn run(config: &Config, repair: bool) -> Result<Report<Finding>, CheckError> {
     if !repair {
         let findings = look(config)?.into_iter().map(|stray| Finding { stray, removed: false, error: None });
         return Ok(Report { findings: findings.collect() });
@@ -154,7 +171,7 @@ fn world(config: &Config) -> Result<World, CheckError> {
     })
 }
 
-async fn mend(config: &Config) -> Result<Report, CheckError> {
+async fn mend(config: &Config) -> Result<Report<Finding>, CheckError> {
     let end = CancellationToken::new();
     let pods = open(config, &end).await?;
     let mut findings: Vec<Finding> = Vec::new();
@@ -193,6 +210,7 @@ async fn open(config: &Config, end: &CancellationToken) -> Result<Pods, CheckErr
         cgroups: app::cgroups_in_use(config).map_err(CheckError::Cgroups)?,
         monitors: Arc::new(monitors),
         host: Arc::new(Kernel),
+        confinement: Arc::new(SecurityModules::find()),
     };
     let settings = Settings { netns_dir: PathBuf::from(app::NETNS_DIR), ..Settings::at(layout) };
     Ok(Pods::new(drivers, settings))
@@ -216,7 +234,7 @@ mod tests {
             "removed: directory /run/crimson/pods/x\nleft: directory /run/crimson/pods/x: busy\n"
         );
         assert!(Report { findings: vec![finding(true, None)] }.is_clean());
-        let empty = Report { findings: Vec::new() };
+        let empty = Report::<Finding> { findings: Vec::new() };
         assert_eq!(
             (empty.is_clean(), empty.text().as_str(), empty.json().as_str()),
             (true, "clean\n", "{\"findings\":[]}\n")

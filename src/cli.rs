@@ -6,6 +6,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::values::{AbsolutePath, HandlerFlag, OptionalPath};
 use crate::config::{CgroupDriver, ConfigFile, Format, Level, Source};
+use crate::logging::Filter;
 
 /// A Kubernetes CRI server.
 #[derive(Debug, Parser)]
@@ -24,8 +25,14 @@ pub enum Command {
     Serve(SourceArgs),
     /// Have the running server read its configuration again, and wait until it is in force.
     Reload(ReloadArgs),
+    /// Show what the running server is doing, and what is stuck.
+    Status(StatusArgs),
+    /// Show how much the running server logs, or change it until the next reload or restart.
+    LogLevel(LogLevelArgs),
     /// Show what exists of pods that are not on record, and records that cannot be read.
     Check(CheckArgs),
+    /// Show what this host offers to pods, what is missing, and how to mend it.
+    Doctor(DoctorArgs),
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -68,13 +75,27 @@ pub enum ConfigCommand {
 /// How to check, and which server's things.
 #[derive(Debug, Clone, Default, Args)]
 pub struct CheckArgs {
-    /// Remove what is found. The server must be stopped; pods may go on.
+    /// Remove what is found, or with --images fetch it again. The server must be stopped; pods may go on.
     #[arg(long)]
     pub repair: bool,
+    /// Compare every file of every stored image with the image's digests instead.
+    #[arg(long)]
+    pub images: bool,
     /// Print JSON.
     #[arg(long)]
     pub json: bool,
     /// Where the server's things are.
+    #[command(flatten)]
+    pub source: SourceArgs,
+}
+
+/// What to look at, and how to show it.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DoctorArgs {
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
+    /// The configuration of the server that is to run here.
     #[command(flatten)]
     pub source: SourceArgs,
 }
@@ -91,6 +112,49 @@ pub struct ReloadArgs {
     /// The server's process, whatever the configuration says by now.
     #[arg(long, value_name = "PID")]
     pub pid: Option<u32>,
+}
+
+/// What to show of the running server.
+#[derive(Debug, Clone, Args)]
+pub struct StatusArgs {
+    /// Print JSON as the server sends it.
+    #[arg(long)]
+    pub json: bool,
+    /// Show each pod with its containers, too.
+    #[arg(long)]
+    pub pods: bool,
+    /// Show it again every so many seconds until interrupted.
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub watch: Option<u64>,
+    /// Seconds after which a step counts as stuck.
+    #[arg(long, value_name = "SECONDS", default_value_t = 30)]
+    pub stuck_after: u64,
+    /// The server.
+    #[command(flatten)]
+    pub server: ServerArgs,
+}
+
+/// How much is to be logged.
+#[derive(Debug, Clone, Args)]
+pub struct LogLevelArgs {
+    /// error, warn, info, debug or trace, and then other levels for parts of the program, as in info,crimson::pod=debug. It is shown
+    /// when none is given.
+    #[arg(value_name = "LEVEL")]
+    pub level: Option<Filter>,
+    /// The server.
+    #[command(flatten)]
+    pub server: ServerArgs,
+}
+
+/// Which server is asked.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ServerArgs {
+    /// File that names the server's state directory, instead of /etc/crimson/config.toml.
+    #[arg(long, value_name = "FILE", conflicts_with = "state")]
+    pub config: Option<PathBuf>,
+    /// The server's state directory.
+    #[arg(long, value_name = "DIR")]
+    pub state: Option<AbsolutePath>,
 }
 
 /// Where the configuration comes from.

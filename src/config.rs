@@ -9,6 +9,7 @@
 //! ```
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,15 +20,19 @@ mod programs;
 mod read;
 mod resolve;
 pub mod table;
+mod ulimit;
 pub mod values;
 
 pub use file::ConfigFile;
 pub use problem::{ConfigError, Place, Problem};
 pub use programs::ProgramError;
 pub use table::Change;
-pub use values::{CgroupDriver, Format, HandlerName, Level};
+pub use ulimit::Ulimit;
+pub use values::{CgroupDriver, Format, HandlerName, ImageVolumes, Level};
 
 use table::Table as _;
+
+use crate::pod::HandlerRules;
 
 /// The file that is read when no other is named.
 pub const DEFAULT_FILE: &str = "/etc/crimson/config.toml";
@@ -51,6 +56,14 @@ pub struct Config {
     pub runtime: Runtime,
     /// Images and registries.
     pub image: Image,
+    /// Sessions of exec, attach and port-forward.
+    pub streaming: Streaming,
+    /// What confines containers, and which devices they get.
+    pub security: Security,
+    /// The server's own metrics.
+    pub metrics: Metrics,
+    /// Where spans go; nowhere without.
+    pub tracing: Option<Tracing>,
     /// The monitor process.
     pub monitor: Monitor,
     /// Limits and deadlines.
@@ -84,6 +97,8 @@ pub struct Runtime {
     pub default: Option<HandlerName>,
     /// The configured handlers; none means those found on PATH.
     pub handlers: BTreeMap<HandlerName, Handler>,
+    /// Limits that the processes of containers begin with.
+    pub default_ulimits: Vec<Ulimit>,
 }
 
 /// One OCI runtime.
@@ -91,6 +106,8 @@ pub struct Runtime {
 pub struct Handler {
     /// Its program.
     pub path: PathBuf,
+    /// How pods of it differ from others.
+    pub rules: HandlerRules,
 }
 
 /// Images and registries.
@@ -102,8 +119,69 @@ pub struct Image {
     pub pause_image: Option<String>,
     /// Images that garbage collection leaves alone, `*` standing for any run of characters.
     pub pinned: Vec<String>,
-    /// Layers fetched at the same time for one image; at least 1.
+    /// Layers downloaded at the same time, over all images; at least 1.
     pub max_parallel_downloads: usize,
+    /// How long nothing may come of a registry.
+    pub progress_timeout: Duration,
+    /// Files with credentials for pulls that bring none.
+    pub auth_files: Vec<PathBuf>,
+    /// What becomes of volumes that images declare.
+    pub volumes: ImageVolumes,
+}
+
+/// Sessions of exec, attach and port-forward.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Streaming {
+    /// Host and port to listen on.
+    pub address: String,
+    /// How long a session may be silent.
+    pub idle_timeout: Duration,
+    /// How long a client may take to open its streams.
+    pub creation_timeout: Duration,
+    /// Files for TLS; plain HTTP without.
+    pub tls: Option<StreamingTls>,
+}
+
+/// The files of a server with TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StreamingTls {
+    /// Its certificate, with those that lead to its root.
+    pub cert: PathBuf,
+    /// The certificate's key.
+    pub key: PathBuf,
+    /// Roots of the certificates that clients have to show, if they have to.
+    pub client_ca: Option<PathBuf>,
+}
+
+/// What confines containers, and which devices they get.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Security {
+    /// Profile of requests that name none; empty for none.
+    pub unset_seccomp_profile: String,
+    /// Directories of CDI descriptions, the least important first.
+    pub cdi_spec_dirs: Vec<PathBuf>,
+    /// Whether devices belong to the user and group of the request.
+    pub device_ownership: bool,
+    /// Categories from which pods' pairs are chosen.
+    pub selinux_categories: u32,
+}
+
+/// The server's own metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Metrics {
+    /// Where to serve them beside the socket; of this machine, unless the configuration allows another.
+    pub address: Option<SocketAddr>,
+}
+
+/// Where spans go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tracing {
+    /// URL of the collector.
+    pub endpoint: String,
+    /// Of a million calls that come without a trace, how many begin one.
+    pub sampling_rate_per_million: u32,
+    /// Roots of the collector's certificate; those of the system without.
+    pub tls_ca: Option<PathBuf>,
 }
 
 /// The monitor process.
@@ -122,6 +200,8 @@ pub struct Limits {
     pub create_timeout: Duration,
     /// How long calls in progress may take when the server stops.
     pub shutdown_timeout: Duration,
+    /// How long a mount source may take to answer.
+    pub mount_source_timeout: Duration,
 }
 
 /// What the command line says about the configuration.

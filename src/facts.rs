@@ -23,8 +23,9 @@ pub fn gather(hierarchy: Hierarchy) -> NodeFacts {
         capabilities: spec::capabilities::from_mask(capabilities),
         oom_score_adj_floor: NodeFacts::oom_floor(own_score, has_sys_resource),
         hostname: rustix::system::uname().nodename().to_string_lossy().into_owned(),
-        swap_accounting: has_swap_accounting(hierarchy),
-        hugepage_sizes: hugepage_sizes(),
+        swap_accounting: counts_swap(Path::new("/"), hierarchy),
+        hugepage_sizes: hugepage_sizes(hierarchy),
+        apparmor: read("/sys/module/apparmor/parameters/enabled").starts_with('Y'),
         selinux: is_there("/sys/fs/selinux/enforce"),
         seccomp: is_there("/proc/sys/kernel/seccomp/actions_avail"),
         ..NodeFacts::default()
@@ -38,22 +39,32 @@ fn effective_capabilities() -> u64 {
     line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
 }
 
-fn has_swap_accounting(hierarchy: Hierarchy) -> bool {
+/// Whether the host beneath `root` counts swap per control group. The group at the top has no such file on v2, so a server that
+/// is in it asks the groups beneath.
+pub(crate) fn counts_swap(root: &Path, hierarchy: Hierarchy) -> bool {
+    let top = root.join("sys/fs/cgroup");
+    let has = |path: &Path| path.try_exists().unwrap_or(false);
     match hierarchy {
         Hierarchy::V2 => {
-            let own = read("/proc/self/cgroup");
-            let path = own.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or("/");
-            is_there(&format!("/sys/fs/cgroup{}/memory.swap.max", path.trim_end_matches('/')))
+            let own = fs::read_to_string(root.join("proc/self/cgroup")).unwrap_or_default();
+            let own = own.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+            let beneath = fs::read_dir(&top).into_iter().flatten().flatten().map(|entry| entry.path());
+            let mut groups = [top.join(own), top.clone()].into_iter().chain(beneath);
+            groups.any(|group| has(&group.join("memory.swap.max")))
         }
-        Hierarchy::V1 | Hierarchy::Hybrid => is_there("/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes"),
+        Hierarchy::V1 | Hierarchy::Hybrid => has(&top.join("memory/memory.memsw.limit_in_bytes")),
     }
 }
 
-/// Page sizes that the hugetlb controller can limit, spelled as its files are (`2MB`, `1GB`).
-fn hugepage_sizes() -> Vec<String> {
-    let controllers = read("/proc/cgroups");
-    let enabled =
-        controllers.lines().any(|line| line.starts_with("hugetlb") && line.trim_end().ends_with('1'));
+/// Page sizes that the hugetlb controller can limit, spelled as its files are (`2MB`, `1GB`). On v1 a controller that is not
+/// mounted limits nothing, though the kernel has it.
+fn hugepage_sizes(hierarchy: Hierarchy) -> Vec<String> {
+    let enabled = match hierarchy {
+        Hierarchy::V2 => read("/sys/fs/cgroup/cgroup.controllers")
+            .split_whitespace()
+            .any(|controller| controller == "hugetlb"),
+        Hierarchy::V1 | Hierarchy::Hybrid => is_there("/sys/fs/cgroup/hugetlb"),
+    };
     let Ok(entries) = fs::read_dir("/sys/kernel/mm/hugepages") else { return Vec::new() };
     let names = entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned());
     let mut sizes: Vec<u64> = names

@@ -18,6 +18,10 @@ use crate::pod::{Handler, Layout};
 const PROBE_LIMIT: Duration = Duration::from_secs(20);
 /// File of remembered probes in the state directory.
 const MEMORY: &str = "runtimes.json";
+/// Where probes are made, in the state directory.
+const SCRATCH: &str = "probe";
+/// The first kernel that can make a mount read-only with everything beneath it.
+pub(crate) const RRO_SINCE: (u32, u32) = (5, 12);
 
 /// The handlers and the name of the default one.
 #[derive(Debug)]
@@ -36,7 +40,8 @@ struct Finding {
     bytes: u64,
     systemd_cgroup: bool,
     broken: Option<String>,
-    recursive_read_only: bool,
+    version: String,
+    features: runtime::Features,
 }
 
 /// Probes the configured runtimes, or those found on PATH.
@@ -44,37 +49,39 @@ struct Finding {
 pub fn find(config: &Config, layout: &Layout, systemd_cgroup: bool) -> Handlers {
     let search = std::env::var_os("PATH").unwrap_or_default();
     let memory = layout.state().join(MEMORY);
+    let scratch = layout.state().join(SCRATCH);
+    for probe in runtime::probe::sweep(&scratch, PROBE_LIMIT) {
+        tracing::info!(probe, "what a probe has left that was cut off is removed");
+    }
     let known = recall(&memory);
     let mut found = Vec::new();
     let mut all = BTreeMap::new();
     let mut first = None;
+    let maps_ids = can_map_ids(layout.root());
     for (name, path) in config.runtime.candidates(&search) {
         let command = monitor_api::RuntimeCommand { root: layout.runtime_root(&name), path, systemd_cgroup };
-        let finding = examine(&command, layout, &known);
-        match &finding.broken {
-            None => tracing::info!(path = %command.path.display(), handler = name, "OCI runtime works"),
-            Some(reason) => {
-                tracing::warn!(path = %command.path.display(), handler = name, error = reason, "OCI runtime does not work");
-            }
-        }
+        let finding = examine(&command, &scratch, &known);
+        finding.log(&name);
         if finding.broken.is_none() {
             first.get_or_insert_with(|| name.clone());
         }
-        let handler = Handler {
-            name: name.clone(),
-            command,
-            broken: finding.broken.clone(),
-            recursive_read_only: finding.recursive_read_only,
-        };
+        let rules = config.runtime.rules(&name);
+        all.insert(
+            name.clone(),
+            Handler {
+                rules,
+                user_namespaces: maps_ids && finding.features.user_namespaces,
+                ..finding.handler(name, command)
+            },
+        );
         found.push(finding);
-        all.insert(name, handler);
     }
     remember(&memory, &found);
     let chosen = config.runtime.default.as_ref().map(|name| name.as_str().to_owned());
     Handlers { all, default: chosen.or(first).unwrap_or_default() }
 }
 
-fn examine(command: &monitor_api::RuntimeCommand, layout: &Layout, known: &[Finding]) -> Finding {
+fn examine(command: &monitor_api::RuntimeCommand, scratch: &Path, known: &[Finding]) -> Finding {
     let (modified, bytes) = fingerprint(&command.path);
     let same = |finding: &&Finding| {
         finding.program == command.path
@@ -90,32 +97,71 @@ fn examine(command: &monitor_api::RuntimeCommand, layout: &Layout, known: &[Find
         root: command.root.clone(),
         systemd_cgroup: command.systemd_cgroup,
     };
-    let scratch = layout.state().join("probe");
-    let broken = runtime::probe::probe(&runtime, &scratch, PROBE_LIMIT).err();
+    let broken = runtime::probe::probe(&runtime, scratch, PROBE_LIMIT).err();
     Finding {
         program: command.path.clone(),
         modified,
         bytes,
         systemd_cgroup: command.systemd_cgroup,
         broken: broken.map(|error| types::error::chain(&error)),
-        recursive_read_only: has_recursive_read_only(&runtime),
+        // One that tells nothing is taken for one that can do nothing special.
+        version: runtime::probe::version(&runtime).unwrap_or_default(),
+        features: runtime::probe::features(&runtime).unwrap_or_default(),
     }
 }
 
-/// Whether the runtime says that it knows the mount option `rro`; the kernel has it since 5.12.
-fn has_recursive_read_only(runtime: &runtime::RuntimeCommand) -> bool {
-    let features = runtime::probe::features(runtime).ok().flatten().unwrap_or_default();
-    let options = features.get("mountOptions").and_then(|options| options.as_array());
-    let known = options.is_some_and(|options| options.iter().any(|option| option == "rro"));
-    known && kernel_at_least(5, 12)
+impl Finding {
+    fn log(&self, handler: &str) {
+        let (path, version) = (self.program.display(), self.version.as_str());
+        match &self.broken {
+            None => tracing::info!(%path, handler, version, "OCI runtime works"),
+            Some(error) => tracing::warn!(%path, handler, version, error, "OCI runtime does not work"),
+        }
+        let ids: Vec<&str> = runtime::Advisory::of(version).iter().map(|advisory| advisory.id).collect();
+        if !ids.is_empty() {
+            let ids = ids.join(" ");
+            tracing::warn!(
+                handler,
+                version,
+                ids,
+                "OCI runtime has known vulnerabilities, unless its distributor mended them"
+            );
+        }
+    }
+
+    /// The handler, as far as kernel and runtime can do it together.
+    fn handler(&self, name: String, command: monitor_api::RuntimeCommand) -> Handler {
+        Handler {
+            broken: self.broken.clone(),
+            recursive_read_only: self.features.recursive_read_only && kernel_at_least(RRO_SINCE),
+            version: self.version.clone(),
+            features: self.features.clone(),
+            ..Handler::new(name, command)
+        }
+    }
 }
 
-fn kernel_at_least(major: u32, minor: u32) -> bool {
-    let uname = rustix::system::uname();
-    let release = uname.release().to_string_lossy();
+/// Whether layers beneath `root` can be mounted with the owners that a pod's user namespace shows; tried, as it is a matter of the
+/// kernel, of the file system and of what this process may do.
+fn can_map_ids(root: &Path) -> bool {
+    match sys::mount::probe_idmap(root) {
+        Ok(()) => true,
+        Err(error) => {
+            let error = types::error::chain(&error);
+            tracing::warn!(path = %root.display(), error, "no pod can have a user namespace of its own");
+            false
+        }
+    }
+}
+
+fn kernel_at_least(least: (u32, u32)) -> bool {
+    kernel_version(&rustix::system::uname().release().to_string_lossy()) >= least
+}
+
+/// Major and minor version in the kernel's release, such as `6.1.0-18-amd64`.
+pub(crate) fn kernel_version(release: &str) -> (u32, u32) {
     let mut parts = release.split(|c: char| !c.is_ascii_digit()).map_while(|part| part.parse::<u32>().ok());
-    let version = (parts.next().unwrap_or(0), parts.next().unwrap_or(0));
-    version >= (major, minor)
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0))
 }
 
 fn fingerprint(path: &Path) -> ((i64, i64), u64) {
@@ -139,8 +185,31 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_probe_found_is_remembered_and_an_older_memory_is_not_trusted() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join(MEMORY);
+        let found = Finding {
+            program: "/r".into(),
+            modified: (1, 2),
+            bytes: 3,
+            systemd_cgroup: false,
+            broken: None,
+            version: "runc version 1.1.5".to_owned(),
+            features: runtime::Features { told: true, ..runtime::Features::default() },
+        };
+        remember(&file, std::slice::from_ref(&found));
+        assert_eq!(recall(&file), [found]);
+        // As a server wrote it that did not ask for versions.
+        let old = r#"[{"program":"/r","modified":[1,2],"bytes":3,"systemd_cgroup":false,"broken":null,"recursive_read_only":true}]"#;
+        std::fs::write(&file, old).unwrap();
+        assert_eq!(recall(&file), []);
+    }
+
+    #[test]
     fn kernel_versions_compare_by_number() {
-        assert!(kernel_at_least(3, 0));
-        assert!(!kernel_at_least(999, 0));
+        assert!(kernel_at_least((3, 0)));
+        assert!(!kernel_at_least((999, 0)));
+        assert_eq!(kernel_version("6.1.0-18-amd64"), (6, 1));
+        assert!(kernel_version("5.4-custom") < RRO_SINCE);
     }
 }

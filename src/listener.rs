@@ -6,7 +6,7 @@
 //!
 //! ```text
 //! <state>/crimson.lock   flock'ed while the daemon lives; its content, a pid, is for messages only
-//! <socket>               mode 0600; its directory 0700 where that is crimson's own
+//! <socket>               mode 0600; its directory 0700 where that is crimson's own, 0711 where it is the state directory
 //! ```
 
 use std::os::fd::OwnedFd;
@@ -88,8 +88,17 @@ pub fn inherited() -> Result<Option<StdUnixListener>, ListenError> {
 /// # Errors
 /// When a daemon has it, or a step fails.
 pub fn lock_state(state: &Path) -> Result<StateLock, ListenError> {
-    own_directory(state)?;
+    own_directory(state, state)?;
     StateLock::acquire(state)
+}
+
+/// A socket of root's own in a state directory that is ours, with its file.
+///
+/// # Errors
+/// When it cannot be had, since something else is there or a step fails.
+pub(crate) fn open_socket(path: &Path) -> Result<(StdUnixListener, SocketFile), ListenError> {
+    remove_stale(path)?;
+    bind(path)
 }
 
 /// A socket that clients can connect to; they wait until it becomes a stream of connections.
@@ -106,7 +115,7 @@ impl Listener {
     /// # Errors
     /// When another daemon has either, or a step fails. What was made by then is taken back.
     pub fn open(path: &Path, state: &Path, inherited: Option<StdUnixListener>) -> Result<Self, ListenError> {
-        own_directory(state)?;
+        own_directory(state, state)?;
         let lock = StateLock::acquire(state)?;
         if let Some(socket) = inherited {
             return Ok(Self { socket, file: None, lock });
@@ -166,7 +175,7 @@ impl Stream for Incoming {
 
 /// A socket file that this process made.
 #[derive(Debug)]
-struct SocketFile(PathBuf);
+pub(crate) struct SocketFile(PathBuf);
 
 impl Drop for SocketFile {
     fn drop(&mut self) {
@@ -178,11 +187,13 @@ impl Drop for SocketFile {
     }
 }
 
-/// Makes a directory that is crimson's alone, or takes the access of others away.
-fn own_directory(path: &Path) -> Result<(), ListenError> {
+/// Makes a directory that is crimson's alone, or takes the access of others away. Through the state directory others may pass: the
+/// root of a pod with a user namespace is one of them, and on its way to its root file system. What lies there looks after itself.
+fn own_directory(path: &Path, state: &Path) -> Result<(), ListenError> {
     use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(at("creating", path))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(at("closing to others", path))
+    let mode = if path == state { 0o711 } else { 0o700 };
+    fs::DirBuilder::new().recursive(true).mode(mode).create(path).map_err(at("creating", path))?;
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(at("closing to others", path))
 }
 
 /// The directory of the socket is crimson's own when it lies in the state directory or does not exist yet. Any other,
@@ -192,7 +203,7 @@ fn prepare_parent(path: &Path, state: &Path) -> Result<(), ListenError> {
         return Ok(());
     };
     let exists = parent.try_exists().map_err(at("looking for", parent))?;
-    if exists && !parent.starts_with(state) { Ok(()) } else { own_directory(parent) }
+    if exists && !parent.starts_with(state) { Ok(()) } else { own_directory(parent, state) }
 }
 
 /// Removes the socket file of a server that is gone.

@@ -1,43 +1,32 @@
 //! Logging: as text for people or as JSON for programs to standard error, or to the journal where that is the same thing.
 //!
 //! Promises: what the level lets through is written in one line with the names of `types::fields`; colour only on a
-//! terminal; level and form can be changed while the daemon runs. Libraries below us say what we say again in their own
-//! words, so they are held to warnings until the level is trace.
+//! terminal; level and form can be changed while the daemon runs, by a reload for good, by [`Logging::set`] until the next
+//! reload or restart.
 //!
 //! When standard error leads to the journal, text goes there as fields ([`journal`]) and JSON as lines that begin with
 //! their priority. The journal knows the time itself.
 
+mod filter;
 mod journal;
 mod prefix;
 
 use std::io::IsTerminal as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tracing::level_filters::LevelFilter;
+use serde::{Deserialize, Serialize};
 use tracing_subscriber::filter::{Filtered, Targets};
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::layer::{Layered, SubscriberExt as _};
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{Layer, Registry, reload};
 
+pub use self::filter::{Filter, FilterError};
 use self::journal::Journal;
 use self::prefix::Prefixed;
-use crate::config::{Format, Level, Log};
-
-/// Libraries whose steps are of no interest while they work.
-const LIBRARIES: [&str; 12] = [
-    "h2",
-    "hyper",
-    "hyper_util",
-    "mio",
-    "netlink_proto",
-    "reqwest",
-    "rustls",
-    "tokio_util",
-    "tonic",
-    "tower",
-    "want",
-    "zbus",
-];
+use crate::config::{Format, Log};
+use crate::tracing_export::Spans;
 
 /// Why logging could not be started or changed.
 #[derive(Debug, thiserror::Error)]
@@ -60,6 +49,23 @@ type WithText = Layered<Text, Registry>;
 pub struct Logging {
     text: reload::Handle<Targets, Registry>,
     json: reload::Handle<Targets, WithText>,
+    state: Arc<Mutex<State>>,
+}
+
+#[derive(Debug)]
+struct State {
+    configured: Log,
+    /// In force instead of the configured level.
+    set: Option<Filter>,
+}
+
+/// How much is logged.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LogLevel {
+    /// What is in force, such as `info` or `info,crimson::pod=debug`.
+    pub level: String,
+    /// What the configuration says, which is in force again after a reload or restart.
+    pub configured: String,
 }
 
 impl std::fmt::Debug for Logging {
@@ -69,11 +75,12 @@ impl std::fmt::Debug for Logging {
 }
 
 impl Logging {
-    /// Sends the log of the whole process to standard error, or to the journal behind it, from now on.
+    /// Sends the log of the whole process to standard error, or to the journal behind it, from now on. Spans that are meant for
+    /// traces go to `spans` only.
     ///
     /// # Errors
     /// When the process has a log already.
-    pub fn start(log: Log) -> Result<Self, LoggingError> {
+    pub fn start(log: Log, spans: Option<Spans>) -> Result<Self, LoggingError> {
         let (text, json) = match Journal::behind_stderr() {
             Some(journal) => (journal.boxed(), lines(Format::Json, false, Prefixed::new(std::io::stderr))),
             None => {
@@ -82,30 +89,79 @@ impl Logging {
             }
         };
         let (layers, logging) = Self::over(text, json, log);
-        layers.try_init().map_err(LoggingError::Start)?;
+        let started = match spans {
+            Some(spans) => layers.with(spans.layer()).try_init(),
+            None => layers.try_init(),
+        };
+        started.map_err(LoggingError::Start)?;
         Ok(logging)
+    }
+
+    /// One whose lines nobody reads, beside that of the process.
+    #[cfg(test)]
+    pub(crate) fn silent(log: Log) -> Self {
+        let text = lines(Format::Text, false, std::io::sink);
+        let (layers, logging) = Self::over(text, lines(Format::Json, false, std::io::sink), log);
+        // The log ends with its layers.
+        Box::leak(Box::new(layers));
+        logging
     }
 
     fn over(
         text: Lines<Registry>,
         json: Lines<WithText>,
         log: Log,
-    ) -> (impl tracing::Subscriber + Send + Sync, Self) {
-        let (text_filter, text_handle) = reload::Layer::new(filter(log, Format::Text));
-        let (json_filter, json_handle) = reload::Layer::new(filter(log, Format::Json));
+    ) -> (impl tracing::Subscriber + for<'a> LookupSpan<'a> + Send + Sync, Self) {
+        let (text_filter, text_handle) =
+            reload::Layer::new(targets(&Filter::from(log.level), log.format, Format::Text));
+        let (json_filter, json_handle) =
+            reload::Layer::new(targets(&Filter::from(log.level), log.format, Format::Json));
         let layers = tracing_subscriber::registry()
             .with(text.with_filter(text_filter))
             .with(json.with_filter(json_filter));
-        (layers, Self { text: text_handle, json: json_handle })
+        let state = Arc::new(Mutex::new(State { configured: log, set: None }));
+        (layers, Self { text: text_handle, json: json_handle, state })
     }
 
-    /// Logs in this way from now on.
+    /// Logs in this way from now on, whatever has been set.
     ///
     /// # Errors
     /// When the log has ended.
     pub fn change(&self, log: Log) -> Result<(), LoggingError> {
-        self.text.reload(filter(log, Format::Text)).map_err(LoggingError::Reload)?;
-        self.json.reload(filter(log, Format::Json)).map_err(LoggingError::Reload)
+        self.apply(State { configured: log, set: None })
+    }
+
+    /// Logs this much until the next change.
+    ///
+    /// # Errors
+    /// When the log has ended.
+    pub fn set(&self, filter: Filter) -> Result<(), LoggingError> {
+        let configured = self.state().configured;
+        self.apply(State { configured, set: Some(filter) })
+    }
+
+    /// How much is logged.
+    #[must_use]
+    pub fn level(&self) -> LogLevel {
+        let state = self.state();
+        let configured = Filter::from(state.configured.level);
+        let level = state.set.as_ref().unwrap_or(&configured).to_string();
+        LogLevel { level, configured: configured.to_string() }
+    }
+
+    fn apply(&self, next: State) -> Result<(), LoggingError> {
+        let mut state = self.state();
+        let (format, configured) = (next.configured.format, Filter::from(next.configured.level));
+        let in_force = next.set.as_ref().unwrap_or(&configured);
+        self.text.reload(targets(in_force, format, Format::Text)).map_err(LoggingError::Reload)?;
+        self.json.reload(targets(in_force, format, Format::Json)).map_err(LoggingError::Reload)?;
+        *state = next;
+        Ok(())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Replaced as a whole, so a panic leaves nothing half changed.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -123,28 +179,9 @@ where
     }
 }
 
-/// What goes through in the one form.
-fn filter(log: Log, form: Format) -> Targets {
-    if log.format == form { targets(log.level) } else { Targets::new() }
-}
-
-fn targets(level: Level) -> Targets {
-    let all = level_filter(level);
-    let targets = Targets::new().with_default(all);
-    if level == Level::Trace {
-        return targets;
-    }
-    targets.with_targets(LIBRARIES.map(|library| (library, all.min(LevelFilter::WARN))))
-}
-
-fn level_filter(level: Level) -> LevelFilter {
-    match level {
-        Level::Error => LevelFilter::ERROR,
-        Level::Warn => LevelFilter::WARN,
-        Level::Info => LevelFilter::INFO,
-        Level::Debug => LevelFilter::DEBUG,
-        Level::Trace => LevelFilter::TRACE,
-    }
+/// What goes through in the one form, `form`, when another or the same one is in force.
+fn targets(filter: &Filter, in_force: Format, form: Format) -> Targets {
+    if in_force == form { filter.targets() } else { Targets::new() }
 }
 
 #[cfg(test)]
@@ -153,6 +190,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
+    use crate::config::Level;
 
     #[derive(Clone, Default)]
     struct Buffer(Arc<Mutex<Vec<u8>>>);
@@ -215,6 +253,35 @@ mod tests {
             tracing::debug!("two");
         });
         assert!(!text.contains("one") && text.contains("two"), "{text}");
+    }
+
+    #[test]
+    fn a_level_that_is_set_lasts_until_a_reload() {
+        let info = Log { level: Level::Info, format: Format::Text };
+        let pod = || tracing::debug!(target: "crimson::pod::actor", "seen");
+        let text = logged(info, |logging| {
+            assert_eq!((logging.level().level, logging.level().configured), ("info".into(), "info".into()));
+            logging.set("info,crimson::pod=debug".parse().unwrap()).unwrap();
+            assert_eq!(logging.level().level, "info,crimson::pod=debug");
+            assert_eq!(logging.level().configured, "info");
+            pod();
+            tracing::debug!(target: "crimson::app", "elsewhere");
+            logging.change(info).unwrap();
+            assert_eq!(logging.level().level, "info");
+            pod();
+        });
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.contains("crimson::pod::actor: seen"), "{text}");
+    }
+
+    #[test]
+    fn a_level_is_set_for_the_form_in_force() {
+        let text = logged(Log { level: Level::Warn, format: Format::Json }, |logging| {
+            logging.set(Filter::from(Level::Info)).unwrap();
+            tracing::info!("once");
+        });
+        assert_eq!(text.lines().count(), 1, "{text}");
+        assert!(text.starts_with('{'), "{text}");
     }
 
     /// With spans open, which the form that begins has not seen.

@@ -6,18 +6,29 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
-use crimson::cli::{CheckArgs, Cli, Command, ConfigCommand, Page, ReloadArgs, SourceArgs};
+use crimson::admin::client::Client;
+use crimson::admin::status::Status;
+use crimson::cli::{
+    CheckArgs, Cli, Command, ConfigCommand, DoctorArgs, LogLevelArgs, Page, ReloadArgs, ServerArgs,
+    SourceArgs, StatusArgs,
+};
+use crimson::config::values::AbsolutePath;
 use crimson::config::{self, Loaded, Source};
 use crimson::logging::Logging;
 use crimson::reload::request;
-use crimson::{app, check, listener, manual};
+use crimson::{app, check, doctor, listener, manual, tracing_export};
 
 /// Exit code of a command line or configuration that cannot be used (EX_USAGE).
 const USAGE: u8 = 64;
 /// Exit code of everything else that goes wrong.
 const FAILURE: u8 = 1;
+/// Exit codes of `status`: something is stuck or not ready, and it cannot be found out.
+const UNHEALTHY: u8 = 1;
+const UNREACHABLE: u8 = 2;
 /// How long a reload may take: each OCI runtime is tried out, and a network may be asked how it is.
 const RELOAD_LIMIT: Duration = Duration::from_secs(120);
+/// Parts of the heap. Most of the work is the kernel's, so threads seldom wait for one.
+const HEAPS: u8 = 2;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -27,7 +38,10 @@ fn main() -> ExitCode {
     match cli.command {
         Command::Serve(args) => serve(args),
         Command::Reload(args) => reload(args),
+        Command::Status(args) => status(args),
+        Command::LogLevel(args) => log_level(args),
         Command::Check(args) => check_pods(args),
+        Command::Doctor(args) => examine(args),
         Command::Config(ConfigCommand::Default) => print(&config::docs::sample()),
         Command::Config(ConfigCommand::Check(args)) => check_config(args),
         Command::Config(ConfigCommand::Dump(args)) => dump(args),
@@ -52,11 +66,14 @@ fn serve(args: SourceArgs) -> ExitCode {
 /// The daemon from its first thread to its last. The inherited socket is taken while there is only one.
 fn run(loaded: Loaded, source: Source) -> Result<(), Box<dyn Error>> {
     let inherited = listener::inherited()?;
-    // Whatever else was left open by who started us is no business of the programs we start.
+    // Whatever else was left open by who started us is no business of the programs we start, nor is what it did with signals.
     sys::process::close_inherited_on_exec()?;
-    let logging = Logging::start(loaded.config.log)?;
+    sys::signals::reset()?;
+    sys::process::limit_heaps(HEAPS);
+    let (spans, export) = loaded.config.tracing.as_ref().map(tracing_export::open).transpose()?.unzip();
+    let logging = Logging::start(loaded.config.log, spans)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().thread_name("crimson").enable_all().build()?;
-    Ok(runtime.block_on(app::run(app::Start { loaded, source, logging, inherited }))?)
+    Ok(runtime.block_on(app::run(app::Start { loaded, source, logging, export, inherited }))?)
 }
 
 fn load(args: SourceArgs, code: u8) -> Result<Loaded, ExitCode> {
@@ -76,21 +93,78 @@ fn reload(args: ReloadArgs) -> ExitCode {
     }
 }
 
+fn server(args: ServerArgs) -> Client {
+    Client::of(&args.state.map_or_else(|| config::state_dir(args.config), AbsolutePath::into_path))
+}
+
+/// 0 when all is well, 1 when something is stuck or not ready, 2 when the server cannot be asked.
+fn status(args: StatusArgs) -> ExitCode {
+    let client = server(args.server.clone());
+    loop {
+        let code = match client.status(args.pods) {
+            Ok((json, status)) => show_status(&args, json, &status),
+            Err(error) => complain(&error, UNREACHABLE),
+        };
+        let Some(seconds) = args.watch else { return code };
+        std::thread::sleep(Duration::from_secs(seconds));
+    }
+}
+
+fn show_status(args: &StatusArgs, json: String, status: &Status) -> ExitCode {
+    let patience = Duration::from_secs(args.stuck_after);
+    let text = if args.json { json } else { status.text(patience) };
+    // To the upper left, with what was there before gone.
+    let clear = if args.watch.is_some() && !args.json { "\x1b[H\x1b[2J" } else { "" };
+    match print(&format!("{clear}{text}")) {
+        code if code != ExitCode::SUCCESS => ExitCode::from(UNREACHABLE),
+        _ if status.problems(patience).is_empty() => ExitCode::SUCCESS,
+        _ => ExitCode::from(UNHEALTHY),
+    }
+}
+
+fn log_level(args: LogLevelArgs) -> ExitCode {
+    let client = server(args.server);
+    let level = match args.level {
+        Some(level) => client.set_log_level(&level.to_string()),
+        None => client.log_level(),
+    };
+    level.map_or_else(|error| complain(&error, FAILURE), |level| print(&level.report()))
+}
+
 /// 0 when nothing is left to say, 1 when something is, 2 when it could not be found out.
 fn check_pods(args: CheckArgs) -> ExitCode {
     let loaded = match load(args.source, check::FAILURE) {
         Ok(loaded) => loaded,
         Err(code) => return code,
     };
-    let report = match check::run(&loaded.config, args.repair) {
+    let report = if args.images {
+        check::images::run(&loaded.config, args.repair)
+            .map(|report| (report.is_clean(), if args.json { report.json() } else { report.text() }))
+    } else {
+        check::run(&loaded.config, args.repair)
+            .map(|report| (report.is_clean(), if args.json { report.json() } else { report.text() }))
+    };
+    let (is_clean, text) = match report {
         Ok(report) => report,
         Err(error) => return complain(&error, check::FAILURE),
     };
-    let text = if args.json { report.json() } else { report.text() };
     match print(&text) {
         code if code != ExitCode::SUCCESS => ExitCode::from(check::FAILURE),
-        _ if report.is_clean() => ExitCode::SUCCESS,
+        _ if is_clean => ExitCode::SUCCESS,
         _ => ExitCode::from(check::FOUND),
+    }
+}
+
+/// 0 when pods can run, 1 when something for it is missing.
+fn examine(args: DoctorArgs) -> ExitCode {
+    let loaded = match load(args.source, USAGE) {
+        Ok(loaded) => loaded,
+        Err(code) => return code,
+    };
+    let report = doctor::run(&loaded.config);
+    match print(&if args.json { report.json() } else { report.text() }) {
+        code if code != ExitCode::SUCCESS || report.is_fit() => code,
+        _ => ExitCode::from(doctor::MISSING),
     }
 }
 

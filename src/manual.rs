@@ -25,6 +25,16 @@ const DESCRIPTION: &[&str] = &[
      the server runs: monitors, cgroups, network namespaces, mounts, directories, image leases and networks without an owner, \
      and records that cannot be read. With --repair it removes them, which needs the server to be stopped. Damaged records are \
      set aside; those of another version are left. Only what bears this server's mark is touched outside its directories.",
+    "crimson status says what the running server is doing: operations in flight with the step that each is at and since when, what is \
+     undone behind, pulls, sessions, what is not ready. What has been at one step for longer than --stuck-after is marked with an \
+     exclamation mark. It is answered from memory, also while an OCI runtime, a plugin or a disk hangs. The same as JSON, the log \
+     level and the metrics are to be had over HTTP of the socket admin.sock in the state directory, by root: GET /status (with \
+     ?pods for each pod), GET and PUT /log-level, GET /metrics, GET /healthz.",
+    "crimson log-level changes how much the running server logs. It is not written down: a reload or restart brings back what the \
+     configuration says.",
+    "crimson doctor says what this host has of what pods may need: kernel, control groups, security modules, disks, OCI runtimes \
+     with their known vulnerabilities, network plugins. What is missing comes with a command that mends it. It changes nothing, and \
+     should be run as root, since it tries mounts and OCI runtimes out.",
 ];
 
 const SIGNALS: &[(&str, &str)] = &[
@@ -38,6 +48,7 @@ const FILES: &[(&str, &str)] = &[
     ("/etc/crimson/certs.d/HOST/hosts.toml", "Mirrors, certificates and credentials of a registry."),
     ("/etc/cni/net.d", "Configurations of the pods' network; the first valid one is used."),
     ("/run/crimson/crimson.sock", "The socket for kubelet and crictl(1)."),
+    ("/run/crimson/admin.sock", "The socket for crimson status, HTTP/1.1, for root only."),
     ("/var/lib/crimson/broken", "Records that crimson check --repair has set aside."),
     ("/run/crimson", "What a reboot may take away."),
     ("/var/lib/crimson", "Images, writable layers and the records of pods."),
@@ -45,10 +56,14 @@ const FILES: &[(&str, &str)] = &[
 
 const EXIT_STATUS: &[(&str, &str)] = &[
     ("0", "Success."),
-    ("1", "The server failed, or crimson config check found a problem."),
+    (
+        "1",
+        "The server failed, crimson config check found a problem, crimson doctor misses something without which no pod can run, or \
+         crimson status shows something that is stuck or not ready.",
+    ),
     (
         "2",
-        "crimson check could not find out. It ends with 1 when it found, or with --repair left, anything, and else with 0.",
+        "crimson status could not reach the server, or crimson check could not find out. The latter ends with 1 when it found, or with --repair left, anything, and else with 0.",
     ),
     ("64", "The command line or the configuration cannot be used."),
 ];

@@ -3,22 +3,30 @@
 //! [`Pods`] is the only door. Behind it one task owns each pod ([`actor`]); tables decide ([`phase`]); each verb is a
 //! list of named steps in a file of its own ([`run_sandbox`], [`create`], [`start`], [`stop`], [`remove`], [`exec`],
 //! [`update`], [`teardown`]); records on disk ([`record`]) say what there may be; [`recover`] makes them true again after a
-//! restart; [`strays`] are what no record owns. Readers get immutable [`view`]s and wait for nobody.
+//! restart; [`strays`] are what no record owns; [`stream`] is where sessions of users lead. Readers get immutable [`view`]s and wait for nobody.
 //!
 //! Knows no gRPC and no wire type. The outside worlds are traits ([`Drivers`]), so that whole lives run in unit tests.
 
 mod actor;
+mod command;
+mod confine;
+mod confinement;
 mod create;
 mod error;
 mod exec;
 mod faults;
+mod figures;
 mod files;
 mod host;
+mod image_volumes;
 mod layout;
+mod lookups;
 mod marks;
 mod network;
+mod observer;
 mod parents;
 mod phase;
+mod pipes;
 mod record;
 mod recover;
 mod remove;
@@ -29,31 +37,43 @@ mod start;
 mod steps;
 mod stop;
 mod strays;
+mod stream;
 mod teardown;
 #[cfg(test)]
 mod tests;
+mod trace;
 mod update;
+mod userns;
 pub mod view;
+mod volumes;
 
 use std::collections::btree_map::Range;
 use std::ops::Bound;
 use std::sync::Arc;
 use std::time::Duration;
 
+use monitor_api::Monitor;
 use spec::resources::SandboxResources;
 use spec::{ContainerRequest, ResourcesUpdate, SandboxRequest};
-use types::{ContainerId, SandboxId};
+use types::{ContainerId, SandboxId, Timestamp};
 
 use self::actor::{Actor, Message, PodHandle};
+pub use self::confinement::{Confinement, ConfinementError, SecurityModules};
 pub use self::error::{PodError, SharedError, StepError};
 pub use self::exec::ExecOutput;
-pub use self::host::{Host, Kernel};
+pub use self::figures::{LostLogLines, MonitorFigures, PendingTeardown, RunningMonitor, StateCounts};
+pub use self::host::{Host, Kernel, Sockets};
+pub use self::image_volumes::{ImageVolume, ImageVolumeError};
 pub use self::layout::Layout;
+pub use self::observer::Observer;
 pub use self::recover::Recovery;
 use self::shared::{Directory, Shared};
-pub use self::shared::{Drivers, Handler, Settings};
+pub use self::shared::{Drivers, Handler, HandlerRules, Settings};
 pub use self::strays::{Stray, World, persisting};
 use self::view::{ContainerView, PodView, SandboxView};
+pub use self::volumes::{CopyError, ImageVolumes};
+use crate::events::Hub;
+use crate::tasks::Tasks;
 
 /// How many pods of one identity that are just leaving a request passes by before it gives up.
 const ATTEMPTS: usize = 8;
@@ -78,6 +98,11 @@ impl Pods {
     #[must_use]
     pub fn new(drivers: Drivers, settings: Settings) -> Self {
         Self { shared: Arc::new(Shared::new(drivers, settings)) }
+    }
+
+    /// Tells `observer` of every step from now on; only the first one is heard.
+    pub fn observe(&self, observer: Arc<dyn Observer>) {
+        self.shared.observer.set(observer).ok();
     }
 
     /// Configuration and host facts in force.
@@ -243,12 +268,35 @@ impl Pods {
     /// # Errors
     /// When it does not run or the file cannot be opened; the old file stays in use then.
     pub async fn reopen_log(&self, id: &str) -> Result<(), SharedError> {
-        let (container, handle) = self.find_container(id)?;
-        let asked = handle.call(|reply| Message::Use(container.id.clone(), "reopen the log of", reply)).await;
-        let monitor = asked.unwrap_or_else(|| Err(Arc::new(PodError::ContainerNotFound(id.to_owned()))))?;
-        let object = format!("container {:?}", container.request.name());
-        let steps = steps::Steps::new(&self.shared, "reopen log of", object, container.id.as_str());
+        let (container, _, monitor) = self.use_container(id, "reopen the log of").await?;
+        let steps =
+            steps::Steps::new(&self.shared, "reopen log of", container.display(), container.id.as_str());
         steps.run("reopen", monitor.reopen_log(&container.id)).await.map_err(Arc::new)
+    }
+
+    /// What is done at this moment.
+    #[must_use]
+    pub fn in_flight(&self) -> &Tasks {
+        &self.shared.in_flight
+    }
+
+    /// The pod that this sandbox or container belongs to, by its id and in words where those are known yet.
+    #[must_use]
+    pub fn owner(&self, id: &str) -> Option<(SandboxId, Option<String>)> {
+        let (sandbox, handle) = {
+            let directory = self.shared.directory();
+            let sandbox = match directory.containers.get(id) {
+                Some(sandbox) => sandbox,
+                None => directory.sandboxes.get_key_value(id)?.0,
+            };
+            (sandbox.clone(), directory.sandboxes.get(sandbox)?.clone())
+        };
+        let name = handle
+            .view()
+            .sandbox
+            .as_ref()
+            .map(|view| format!("{}/{}", view.request.namespace(), view.request.name()));
+        Some((sandbox, name))
     }
 
     /// Views of all pods, in the order of their ids.
@@ -268,6 +316,25 @@ impl Pods {
             Some(sandbox) => Ok((sandbox, view)),
             None => Err(Arc::new(PodError::SandboxNotFound(id.to_owned()))),
         }
+    }
+
+    /// The same, with the time at which it was so: events before it are in the view, those after it are not.
+    ///
+    /// # Errors
+    /// When there is none, or more than one.
+    pub fn sandbox_at(&self, id: &str) -> Result<(Timestamp, Arc<SandboxView>, Arc<PodView>), SharedError> {
+        let handle = self.find_sandbox(id)?.1;
+        let (time, view) = self.shared.events.at(|| handle.view());
+        match view.sandbox.clone() {
+            Some(sandbox) => Ok((time, sandbox, view)),
+            None => Err(Arc::new(PodError::SandboxNotFound(id.to_owned()))),
+        }
+    }
+
+    /// What happens to sandboxes and containers.
+    #[must_use]
+    pub fn events(&self) -> &Hub {
+        &self.shared.events
     }
 
     /// A container by its id or an unambiguous prefix of it.
@@ -296,6 +363,18 @@ impl Pods {
         };
         let container = handle.view().container(&found).cloned().ok_or_else(missing)?;
         Ok((container, handle))
+    }
+
+    /// A container that runs, with its monitor.
+    async fn use_container(
+        &self,
+        id: &str,
+        verb: &'static str,
+    ) -> Result<(Arc<ContainerView>, PodHandle, Arc<dyn Monitor>), SharedError> {
+        let (container, handle) = self.find_container(id)?;
+        let asked = handle.call(|reply| Message::Use(container.id.clone(), verb, reply)).await;
+        let monitor = asked.unwrap_or_else(|| Err(Arc::new(PodError::ContainerNotFound(id.to_owned()))))?;
+        Ok((container, handle, monitor))
     }
 
     /// What exists and no record owns. The server of these pods must not be at work unless it is this one.

@@ -1,8 +1,8 @@
 //! Reads the configuration again while the daemon serves.
 //!
 //! ```text
-//! SIGHUP ─▶ read and check all of it ─▶ try out OCI runtimes ─▶ log, network, images, pods ─▶ outcome
-//!                     └── a problem ──────────┴── the default stops working ─────────────────────┘
+//! SIGHUP ─▶ read and check all of it ─▶ try out OCI runtimes ─▶ read certificates ─▶ log, network, images, pods ─▶ outcome
+//!                     └── a problem ──────────┴── the default stops working ┴── unusable ─────────────────────────┘
 //! ```
 //!
 //! Promises: nothing changes before everything has been checked, and from then on nothing can fail; what waits for a restart is
@@ -20,11 +20,11 @@ use serde_json::Value;
 use tokio::sync::watch;
 use tokio_stream::{Stream, StreamExt as _};
 
-use crate::config::{self, Change, Config, ConfigError, Loaded, Source};
+use crate::config::{self, Change, Config, ConfigError, ConfigFile, Loaded, Source};
 use crate::handlers::{self, Handlers};
 use crate::logging::Logging;
 use crate::pod::{Pods, Settings};
-use crate::{drivers, notify};
+use crate::{app, drivers, notify};
 
 /// What became of one attempt.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,6 +46,8 @@ enum ReloadError {
     Config(#[from] ConfigError),
     #[error("runtime.default: handler {name:?} would not work: {reason}")]
     Default { name: String, reason: String },
+    #[error(transparent)]
+    Streaming(#[from] ::streaming::TlsError),
     #[error("a task of the reload was lost")]
     Lost(#[from] tokio::task::JoinError),
 }
@@ -59,12 +61,16 @@ pub struct Live {
     pub images: image::Images,
     /// The network driver.
     pub network: Arc<cni::Cni>,
+    /// The server of sessions.
+    pub streaming: ::streaming::Server,
     /// Whether systemd makes cgroups.
     pub systemd: bool,
     /// The configuration as verbose answers show it.
     pub described: watch::Sender<Arc<Value>>,
     /// The configuration in force.
     pub config: watch::Sender<Arc<Config>>,
+    /// The same as it could be written to a file.
+    pub written: watch::Sender<Arc<ConfigFile>>,
 }
 
 /// Does it.
@@ -110,7 +116,10 @@ impl Reloader {
         let (next, changes) = read.await??;
         let handlers = self.probe(&next.config).await?;
         self.check_default(&handlers)?;
+        // The last that can fail, and it changes nothing then.
+        self.live.streaming.reload_tls()?;
         self.apply(&next.config, handlers).await;
+        self.live.written.send_replace(Arc::new(next.written.clone()));
         self.running = next;
         Ok(changes)
     }
@@ -118,7 +127,10 @@ impl Reloader {
     async fn probe(&self, config: &Config) -> Result<Handlers, ReloadError> {
         let (config, layout) = (config.clone(), self.live.pods.layout().clone());
         let systemd = self.live.systemd;
-        Ok(tokio::task::spawn_blocking(move || handlers::find(&config, &layout, systemd)).await?)
+        let found = tokio::task::spawn_blocking(move || handlers::find(&config, &layout, systemd)).await?;
+        // Nobody waits for a systemd that is away.
+        tokio::spawn(app::forget_ended(Arc::clone(&self.live.pods.drivers().cgroups)));
+        Ok(found)
     }
 
     /// A node that can start pods shall not lose that by a slip of the pen.

@@ -6,6 +6,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use super::{Monitor, Runtime};
+use crate::pod::HandlerRules;
 
 /// OCI runtimes that are looked for when none is configured, the preferred one first.
 pub(super) const FOUND_ON_PATH: [&str; 2] = ["crun", "runc"];
@@ -74,6 +75,15 @@ impl Runtime {
     }
 }
 
+impl Runtime {
+    /// The rules of a handler; those by default for one that is found on PATH.
+    #[must_use]
+    pub fn rules(&self, name: &str) -> HandlerRules {
+        let known = self.handlers.iter().find(|(handler, _)| handler.as_str() == name);
+        known.map(|(_, handler)| handler.rules.clone()).unwrap_or_default()
+    }
+}
+
 fn found_in(search_path: &OsStr) -> Vec<(String, PathBuf)> {
     let program = |name: &str| {
         let mut files = std::env::split_paths(search_path).map(|directory| directory.join(name));
@@ -120,7 +130,7 @@ mod tests {
             touch(&file);
         }
         let search = std::env::join_paths([&first, &second]).unwrap();
-        let runtime = Runtime { default: None, handlers: [].into() };
+        let runtime = Runtime { default: None, handlers: [].into(), default_ulimits: Vec::new() };
         let expected = [("crun".to_owned(), second.join("crun")), ("runc".to_owned(), first.join("runc"))];
         assert_eq!(runtime.candidates(&search), expected);
         assert_eq!(runtime.candidates(OsStr::new("")), []);
@@ -128,9 +138,11 @@ mod tests {
 
     #[test]
     fn configured_runtimes_come_with_the_default_first() {
-        let handler = |name: &str| (name.parse().unwrap(), Handler { path: PathBuf::from("/x") });
+        let handler = |name: &str| {
+            (name.parse().unwrap(), Handler { path: PathBuf::from("/x"), rules: HandlerRules::default() })
+        };
         let handlers = ["a", "b"].map(handler).into();
-        let runtime = Runtime { default: Some("b".parse().unwrap()), handlers };
+        let runtime = Runtime { default: Some("b".parse().unwrap()), handlers, default_ulimits: Vec::new() };
         let names: Vec<_> =
             runtime.candidates(OsStr::new("/bin")).into_iter().map(|(name, _)| name).collect();
         assert_eq!(names, ["b", "a"]);

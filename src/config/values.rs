@@ -3,6 +3,7 @@
 //! Promises: a value of a type from here is valid by itself, whether it came from a file or a flag, and is written back
 //! as it would be read. What two values mean together is checked in `resolve`.
 
+use std::net::SocketAddr;
 use std::path::{Component, Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -25,6 +26,23 @@ pub enum ValueError {
         /// The largest that is allowed.
         max: i64,
     },
+    /// An address that is not `HOST:PORT`.
+    #[error("{0:?} is not of the form HOST:PORT, with an IPv6 address in brackets")]
+    Listen(String),
+    /// An endpoint that is not one of a collector.
+    #[error("{0:?} is not of the form HOST:PORT, http://HOST:PORT or https://HOST:PORT")]
+    Collector(String),
+    /// An address that is not `IP:PORT`.
+    #[error("{0:?} is not of the form IP:PORT, with an IPv6 address in brackets")]
+    Socket(String),
+    /// A limit that is not `NAME=SOFT:HARD`.
+    #[error(
+        "{0:?} is not of the form NAME=SOFT:HARD, with the name of a resource limit and SOFT not above HARD"
+    )]
+    Ulimit(String),
+    /// A seccomp profile that no request could name either.
+    #[error("{0:?} is not \"runtime/default\", \"unconfined\", or \"localhost/\" with an absolute path")]
+    Seccomp(String),
     /// A handler that is not `NAME=PATH`.
     #[error("{0:?} is not of the form NAME=PATH")]
     Handler(String),
@@ -104,6 +122,146 @@ impl TryFrom<String> for OptionalPath {
 impl From<OptionalPath> for String {
     fn from(path: OptionalPath) -> String {
         path.into_path().map(|path| path.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+}
+
+/// Where to listen: `HOST:PORT`, the host being a name, an IPv4 address, or an IPv6 address in brackets.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ListenAddress(String);
+
+impl ListenAddress {
+    pub(super) fn literal(address: &str) -> Self {
+        Self(address.to_owned())
+    }
+}
+
+impl FromStr for ListenAddress {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let is_address = text.parse::<std::net::SocketAddr>().is_ok();
+        let is_name = text.rsplit_once(':').is_some_and(|(host, port)| is_host(host) && is_port(port));
+        if is_address || is_name {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(ValueError::Listen(text.to_owned()))
+        }
+    }
+}
+
+fn is_host(host: &str) -> bool {
+    let inner = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
+    !host.is_empty() && host.len() <= 253 && host.bytes().all(inner)
+}
+
+fn is_port(port: &str) -> bool {
+    port.bytes().all(|byte| byte.is_ascii_digit()) && port.parse::<u16>().is_ok()
+}
+
+impl TryFrom<String> for ListenAddress {
+    type Error = ValueError;
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        text.parse()
+    }
+}
+
+impl From<ListenAddress> for String {
+    fn from(address: ListenAddress) -> String {
+        address.0
+    }
+}
+
+/// Where a collector listens: `HOST:PORT`, alone or as a URL, or the empty text for none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct CollectorAddress(String);
+
+impl CollectorAddress {
+    /// Its URL, if there is one.
+    #[must_use]
+    pub fn into_url(self) -> Option<String> {
+        match self.0 {
+            none if none.is_empty() => None,
+            url if url.contains("://") => Some(url),
+            address => Some(format!("http://{address}")),
+        }
+    }
+}
+
+impl TryFrom<String> for CollectorAddress {
+    type Error = ValueError;
+
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        let address = ["http://", "https://"].iter().find_map(|scheme| text.strip_prefix(scheme));
+        let address = address.map_or(text.as_str(), |rest| rest.strip_suffix('/').unwrap_or(rest));
+        if text.is_empty() || address.parse::<ListenAddress>().is_ok() {
+            Ok(Self(text))
+        } else {
+            Err(ValueError::Collector(text))
+        }
+    }
+}
+
+impl From<CollectorAddress> for String {
+    fn from(address: CollectorAddress) -> String {
+        address.0
+    }
+}
+
+/// Where to listen, as an IP address and a port without names to look up, or the empty text for nowhere.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct OptionalSocket(Option<SocketAddr>);
+
+impl OptionalSocket {
+    /// The address, if there is one.
+    #[must_use]
+    pub fn into_address(self) -> Option<SocketAddr> {
+        self.0
+    }
+}
+
+impl TryFrom<String> for OptionalSocket {
+    type Error = ValueError;
+
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        if text.is_empty() {
+            return Ok(Self(None));
+        }
+        text.parse().map(|address| Self(Some(address))).map_err(|_| ValueError::Socket(text))
+    }
+}
+
+impl From<OptionalSocket> for String {
+    fn from(address: OptionalSocket) -> String {
+        address.0.map(|address| address.to_string()).unwrap_or_default()
+    }
+}
+
+/// A seccomp profile, or the empty text for none.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct SeccompProfile(String);
+
+impl SeccompProfile {
+    /// The profile as the older field of CRI has it.
+    #[must_use]
+    pub fn into_text(self) -> String {
+        self.0
+    }
+}
+
+impl TryFrom<String> for SeccompProfile {
+    type Error = ValueError;
+    fn try_from(text: String) -> Result<Self, ValueError> {
+        if spec::seccomp::is_profile(&text) { Ok(Self(text)) } else { Err(ValueError::Seccomp(text)) }
+    }
+}
+
+impl From<SeccompProfile> for String {
+    fn from(profile: SeccompProfile) -> String {
+        profile.0
     }
 }
 
@@ -199,6 +357,18 @@ pub enum CgroupDriver {
     Cgroupfs,
 }
 
+/// What becomes of volumes that images declare.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ImageVolumes {
+    /// Each is a directory of the container's own, with a copy of what the image has there.
+    Bind,
+    /// Each is a directory of the writable layer.
+    Mkdir,
+    /// Nothing.
+    Ignore,
+}
+
 /// The name of a runtime handler, as a RuntimeClass gives it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -269,6 +439,40 @@ mod tests {
         }
         assert_eq!("".parse::<OptionalPath>().unwrap().into_path(), None);
         assert!("relative".parse::<OptionalPath>().is_err());
+    }
+
+    #[test]
+    fn an_address_to_listen_on_is_a_host_and_a_port() {
+        for good in ["127.0.0.1:0", "[::1]:10010", "localhost:0", "node-1.example.test:65535"] {
+            assert_eq!(String::from(good.parse::<ListenAddress>().unwrap()), good);
+        }
+        for bad in
+            ["", ":0", "127.0.0.1", "::1:0", "[::1]", "[::1:0", "a b:1", "a:65536", "a:+1", "a:", "a/b:1"]
+        {
+            assert!(bad.parse::<ListenAddress>().is_err(), "{bad:?} must be refused");
+        }
+    }
+
+    #[test]
+    fn a_socket_is_an_ip_address_and_a_port_or_nothing() {
+        for good in ["", "127.0.0.1:9110", "[::1]:0"] {
+            assert_eq!(String::from(OptionalSocket::try_from(good.to_owned()).unwrap()), good);
+        }
+        for bad in ["localhost:1", "127.0.0.1", ":9110", "::1:9110x"] {
+            assert!(OptionalSocket::try_from(bad.to_owned()).is_err(), "{bad:?} must be refused");
+        }
+    }
+
+    #[test]
+    fn a_collector_is_an_address_or_its_url_or_nothing() {
+        for good in ["", "localhost:4317", "[::1]:4317", "http://10.0.0.1:4317/", "https://otel.test:443"] {
+            assert_eq!(String::from(CollectorAddress::try_from(good.to_owned()).unwrap()), good);
+        }
+        for bad in
+            ["localhost", "http://", "https://otel.test", "unix:///run/otel", "http://a:1/v1/traces", "a b:1"]
+        {
+            assert!(CollectorAddress::try_from(bad.to_owned()).is_err(), "{bad:?} must be refused");
+        }
     }
 
     #[test]

@@ -36,7 +36,7 @@ async fn only_the_owner_can_reach_the_socket_and_it_accepts() {
     let place = Place::new();
     let listener = place.open().unwrap();
     assert_eq!(mode(&place.socket()), 0o600);
-    assert_eq!(mode(&place.state()), 0o700);
+    assert_eq!(mode(&place.state()), 0o711);
     let client = StdUnixStream::connect(place.socket()).unwrap();
     let mut incoming = listener.into_incoming().unwrap();
     incoming.next().await.unwrap().unwrap();
@@ -76,12 +76,12 @@ fn a_directory_of_others_keeps_its_mode_and_a_missing_one_is_made_private() {
 }
 
 #[test]
-fn a_state_directory_open_to_others_is_closed() {
+fn a_state_directory_open_to_others_can_be_passed_only() {
     let place = Place::new();
     fs::create_dir(place.state()).unwrap();
     fs::set_permissions(place.state(), fs::Permissions::from_mode(0o755)).unwrap();
     let _listener = place.open().unwrap();
-    assert_eq!(mode(&place.state()), 0o700);
+    assert_eq!(mode(&place.state()), 0o711);
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! a tracked task of its own, and goes on receiving; the work's end comes back as a message. Every change is published
 //! as a [`PodView`], which is all that readers ever see. The task itself awaits nothing slower than one small file.
 
+pub(super) mod asker;
 mod containers;
 pub(super) mod exits;
 mod sandbox;
@@ -17,27 +18,30 @@ use monitor_api::{Connection, Event, Monitor};
 use spec::resources::SandboxResources;
 use spec::{ContainerRequest, ResourcesUpdate};
 use tokio::sync::{mpsc, oneshot, watch};
+use tracing::{Instrument as _, Span};
 use types::{ContainerId, ExecId, SandboxId};
 
+use self::asker::Deferred;
+pub(super) use self::asker::Reply;
 use super::error::{PodError, SharedError, StepError};
-use super::phase::{ContainerPhase, Decision, SandboxPhase};
+use super::figures::Place;
+use super::phase::Decision;
 use super::record::{ContainerRecord, SandboxRecord};
 use super::run_sandbox::Running;
 use super::shared::Shared;
 use super::stop::Deadline;
 use super::update::Update;
-use super::view::{PodView, SandboxState, SandboxView};
+use super::view::PodView;
+use crate::tasks::Tasks;
 
 /// Messages waiting for one pod at most; senders wait beyond that.
 const QUEUE: usize = 64;
-
-/// Where a verb's outcome goes.
-pub(super) type Reply<T> = oneshot::Sender<Result<T, SharedError>>;
 
 /// How an exec'd process ended.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct ExecExit {
     pub(super) code: i32,
+    pub(super) signal: Option<i32>,
 }
 
 /// What a pod's task is told.
@@ -55,11 +59,36 @@ pub(super) enum Message {
     ResumeUpdate(ContainerId),
     UpdateSandbox(Box<SandboxResources>, Reply<()>),
     Use(ContainerId, &'static str, Reply<Arc<dyn Monitor>>),
-    WatchExec(ExecId, oneshot::Sender<ExecExit>),
-    ForgetExec(ExecId),
+    /// Tells the end of a command. The sender is dropped when the monitor is lost, which is all that attached clients wait for.
+    Watch(ExecId, oneshot::Sender<ExecExit>),
+    Forget(ExecId),
     Done(Done),
     Event(Event),
     MonitorLost,
+    /// One of the others, and the span of whoever asks.
+    Traced(Box<Message>, Span),
+}
+
+impl Message {
+    /// What a caller asks for, and the container that it is asked of: by its id, or in words while it has none.
+    fn subject(&self) -> (&'static str, String) {
+        match self {
+            Self::Run(_) => ("run sandbox", String::new()),
+            Self::StopSandbox(_) => ("stop sandbox", String::new()),
+            Self::RemoveSandbox(_) => ("remove sandbox", String::new()),
+            Self::UpdateSandbox(..) => ("update sandbox", String::new()),
+            Self::Create(request, _) => ("create container", format!("container {:?}", request.name())),
+            Self::Start(id, _) => ("start container", id.to_string()),
+            Self::Stop(id, ..) => ("stop container", id.to_string()),
+            Self::Remove(id, _) => ("remove container", id.to_string()),
+            Self::Update(id, ..) | Self::ResumeUpdate(id) => ("update container", id.to_string()),
+            Self::Use(id, verb, _) => (verb, id.to_string()),
+            Self::Watch(..) | Self::Forget(_) | Self::Done(_) | Self::Event(_) | Self::MonitorLost => {
+                ("note an event of", String::new())
+            }
+            Self::Traced(message, _) => message.subject(),
+        }
+    }
 }
 
 /// The end of an operation.
@@ -82,6 +111,14 @@ pub(super) enum Done {
 pub(super) struct PodHandle {
     outbox: mpsc::Sender<Message>,
     view: watch::Receiver<Arc<PodView>>,
+    desk: Arc<Desk>,
+}
+
+/// Where callers are entered who wait for something of this pod.
+#[derive(Debug)]
+struct Desk {
+    in_flight: Tasks,
+    id: SandboxId,
 }
 
 impl PodHandle {
@@ -90,8 +127,11 @@ impl PodHandle {
         &self,
         make: impl FnOnce(Reply<T>) -> Message,
     ) -> Option<Result<T, SharedError>> {
-        let (reply, outcome) = oneshot::channel();
-        self.outbox.send(make(reply)).await.ok()?;
+        let (reply, outcome) = Reply::channel();
+        let message = make(reply);
+        let (verb, container) = message.subject();
+        let _waiting = self.desk.in_flight.wait(verb, self.desk.id.to_string(), container);
+        self.outbox.send(message.asked_by(Span::current())).await.ok()?;
         outcome.await.ok()
     }
 
@@ -108,7 +148,6 @@ impl PodHandle {
     }
 
     /// Views as they change.
-    #[cfg(test)]
     pub(super) fn watch(&self) -> watch::Receiver<Arc<PodView>> {
         self.view.clone()
     }
@@ -121,6 +160,8 @@ pub(super) struct SandboxCell {
     pub(super) running: Vec<Reply<SandboxId>>,
     pub(super) stopping: Vec<Reply<()>>,
     pub(super) removing: Vec<Reply<()>>,
+    /// Its stop or removal failed, and waits for the caller's next attempt.
+    pub(super) unfinished: Option<Place>,
 }
 
 /// A container and those who wait for its operations.
@@ -165,7 +206,7 @@ pub(super) struct Actor {
     containers: BTreeMap<ContainerId, ContainerCell>,
     monitor: Option<Arc<dyn Monitor>>,
     execs: HashMap<ExecId, oneshot::Sender<ExecExit>>,
-    deferred: Vec<Message>,
+    deferred: Deferred,
     view: watch::Sender<Arc<PodView>>,
     gone: bool,
 }
@@ -215,11 +256,12 @@ impl Actor {
                 running: Vec::new(),
                 stopping: Vec::new(),
                 removing: Vec::new(),
+                unfinished: None,
             },
             containers,
             monitor: None,
             execs: HashMap::new(),
-            deferred: Vec::new(),
+            deferred: Deferred::default(),
             view,
             gone: false,
         };
@@ -228,8 +270,9 @@ impl Actor {
         }
         actor.publish();
         actor.resume_updates();
+        let desk = Desk { in_flight: shared.in_flight.clone(), id: actor.id.clone() };
         shared.tasks.spawn(actor.run());
-        PodHandle { outbox, view: watcher }
+        PodHandle { outbox, view: watcher, desk: Arc::new(desk) }
     }
 
     async fn run(mut self) {
@@ -245,21 +288,22 @@ impl Actor {
 
     async fn handle(&mut self, message: Message) {
         match message {
+            Message::Traced(message, asker) => Box::pin(self.handle(*message)).instrument(asker).await,
             Message::Run(reply) => self.on_run(reply),
             Message::StopSandbox(reply) => self.on_stop_sandbox(reply).await,
             Message::RemoveSandbox(reply) => self.on_remove_sandbox(reply).await,
             Message::Create(request, reply) => self.on_create(request, reply),
-            Message::Start(id, reply) => self.on_start(id, reply),
+            Message::Start(id, reply) => self.on_start(id, reply).await,
             Message::Stop(id, grace, reply) => self.on_stop(id, grace, reply),
             Message::Remove(id, reply) => self.on_remove(id, reply),
             Message::Update(id, update, reply) => self.on_update(id, update, reply).await,
             Message::ResumeUpdate(id) => self.on_resume_update(id).await,
             Message::UpdateSandbox(resources, reply) => self.on_update_sandbox(resources, reply).await,
             Message::Use(id, verb, reply) => self.on_use(id, verb, reply),
-            Message::WatchExec(id, watcher) => {
+            Message::Watch(id, watcher) => {
                 self.execs.insert(id, watcher);
             }
-            Message::ForgetExec(id) => {
+            Message::Forget(id) => {
                 self.execs.remove(&id);
             }
             Message::Event(event) => self.on_event(event).await,
@@ -287,7 +331,7 @@ impl Actor {
 
     /// Puts the messages that waited for an operation's end back into the queue.
     fn replay_deferred(&mut self) {
-        for message in std::mem::take(&mut self.deferred) {
+        for message in self.deferred.take() {
             let outbox = self.outbox.clone();
             // Sent from a task: the queue may be full and only this task empties it.
             self.shared.tasks.spawn(async move {
@@ -300,10 +344,10 @@ impl Actor {
 
     /// Starts an operation whose end is reported to this task.
     fn begin(&self, work: impl Future<Output = Done> + Send + 'static) {
-        let outbox = self.outbox.clone();
+        let (outbox, asker) = (self.outbox.clone(), Span::current());
         self.shared.operations.spawn(async move {
-            let done = work.await;
-            if outbox.send(Message::Done(done)).await.is_err() {
+            let done = Message::Done(work.instrument(asker.clone()).await);
+            if outbox.send(done.asked_by(asker)).await.is_err() {
                 tracing::debug!("operation ended after its pod");
             }
         });
@@ -311,7 +355,8 @@ impl Actor {
 
     /// Takes over a monitor connection: its events become messages.
     fn adopt(&mut self, connection: Connection) {
-        let Connection { monitor, mut events, .. } = connection;
+        let Connection { monitor, mut events, pid } = connection;
+        let connected = self.shared.figures.monitors.enter(&self.id, pid);
         self.monitor = Some(monitor);
         let outbox = self.outbox.clone();
         self.shared.tasks.spawn(async move {
@@ -320,43 +365,22 @@ impl Actor {
                     return;
                 }
             }
+            drop(connected);
             if outbox.send(Message::MonitorLost).await.is_err() {
                 tracing::debug!("monitor connection ended after its pod");
             }
         });
     }
 
-    /// Publishes the present state to readers.
+    /// Publishes the present state to readers, and what has changed to subscribers of events.
     fn publish(&self) {
-        let mut containers: Vec<_> = self
-            .containers
-            .values()
-            .filter(|cell| !matches!(cell.record.phase, ContainerPhase::Creating))
-            .map(|cell| Arc::new(self.container_view(&cell.record)))
-            .collect();
-        containers.sort_by_key(|container| container.created_at);
-        self.view.send_replace(Arc::new(PodView { sandbox: self.sandbox_view(), containers }));
-    }
-
-    fn sandbox_view(&self) -> Option<Arc<SandboxView>> {
-        let record = &self.sandbox.record;
-        if record.phase == SandboxPhase::Creating {
-            return None;
+        let records = self.containers.values().map(|cell| &cell.record);
+        let view = Arc::new(PodView::of(&self.sandbox.record, records, self.shared.layout()));
+        let show = |view| drop(self.view.send_replace(view));
+        match self.gone {
+            false => self.shared.events.publish(view, show),
+            true => self.shared.events.remove(view, show),
         }
-        let ready = record.phase == SandboxPhase::Ready;
-        Some(Arc::new(SandboxView {
-            id: record.id.clone(),
-            request: Arc::clone(&record.request),
-            state: if ready { SandboxState::Ready } else { SandboxState::NotReady },
-            created_at: record.created_at,
-            ips: if ready { record.ips.clone() } else { Vec::new() },
-            network: record.network.clone(),
-            netns: record.netns.clone(),
-            netns_closed: !ready && record.netns.is_some(),
-            pid: record.pause_pid.filter(|_| ready),
-            handler: record.handler.clone(),
-            cgroup: record.cgroup.clone(),
-        }))
     }
 
     /// The sandbox's name for people.
@@ -396,14 +420,14 @@ pub(super) fn settle<T: Clone>(
     decision: Decision,
     reply: Reply<T>,
     waiters: &mut Vec<Reply<T>>,
-    deferred: &mut Vec<Message>,
+    deferred: &mut Deferred,
     goal: impl FnOnce() -> T,
     again: impl FnOnce(Reply<T>) -> Message,
     refusal: impl FnOnce() -> PodError,
 ) -> Course<T> {
     match decision {
         Decision::Begin => return Course::Begin(reply),
-        Decision::Join => waiters.push(reply),
+        Decision::Join => reply.join(waiters),
         Decision::Defer => deferred.push(again(reply)),
         Decision::Done => drop(reply.send(Ok(goal()))),
         Decision::Refuse => drop(reply.send(Err(Arc::new(refusal())))),

@@ -6,6 +6,9 @@ use std::sync::Arc;
 
 use types::{ErrorKind, Kind};
 
+use super::confinement::ConfinementError;
+use super::image_volumes::ImageVolumeError;
+
 /// A failure that several callers may be told of: a retry that joined an operation gets the same one.
 pub type SharedError = Arc<PodError>;
 
@@ -59,6 +62,15 @@ pub enum PodError {
     /// The request is refused by the translator of configurations.
     #[error(transparent)]
     Spec(#[from] spec::SpecError),
+    /// An image cannot be mounted.
+    #[error(transparent)]
+    ImageVolume(#[from] ImageVolumeError),
+    /// Devices cannot be had.
+    #[error(transparent)]
+    Cdi(#[from] cdi::CdiError),
+    /// Something cannot be confined.
+    #[error(transparent)]
+    Confinement(#[from] ConfinementError),
     /// A named step of a verb failed; the steps before it have been undone.
     #[error("{}: {step}", sentence(verb, object))]
     Step {
@@ -106,6 +118,24 @@ pub enum StepError {
     /// The translator of configurations.
     #[error(transparent)]
     Spec(#[from] spec::SpecError),
+    /// An image cannot be mounted.
+    #[error(transparent)]
+    ImageVolume(#[from] ImageVolumeError),
+    /// A volume that the image declares.
+    #[error("volume {path:?} of the image")]
+    Volume {
+        /// Its path in the container.
+        path: std::path::PathBuf,
+        /// What could not be copied.
+        #[source]
+        source: Box<super::volumes::CopyError>,
+    },
+    /// Devices cannot be had.
+    #[error(transparent)]
+    Cdi(#[from] cdi::CdiError),
+    /// Something cannot be confined.
+    #[error(transparent)]
+    Confinement(#[from] ConfinementError),
     /// A record or another small file.
     #[error(transparent)]
     File(#[from] sys::FileError),
@@ -161,6 +191,10 @@ impl StepError {
             Self::Runtime(error) => error.kind(),
             Self::Cgroup(error) => error.kind(),
             Self::Spec(error) => error.kind(),
+            Self::ImageVolume(error) => error.kind(),
+            Self::Volume { source, .. } => source.kind(),
+            Self::Cdi(error) => error.kind(),
+            Self::Confinement(error) => error.kind(),
             Self::File(error) => error.kind(),
             Self::Mount(error) => error.kind(),
             Self::Netns(error) => error.kind(),
@@ -194,6 +228,9 @@ impl Kind for PodError {
             Self::BrokenHandler { .. } | Self::WrongState { .. } => ErrorKind::FailedPrecondition,
             Self::Exists { .. } => ErrorKind::AlreadyExists,
             Self::Spec(error) => error.kind(),
+            Self::ImageVolume(error) => error.kind(),
+            Self::Cdi(error) => error.kind(),
+            Self::Confinement(error) => error.kind(),
             // Never NotFound: kubelet takes that code for a missing sandbox or container.
             Self::Step { source, .. } => match source.kind() {
                 ErrorKind::NotFound => ErrorKind::Internal,

@@ -1,33 +1,23 @@
 //! ExecSync: runs a command in a container, with its output caught, its time limited and nothing of it left behind.
 //!
-//! The daemon makes the pipes and hands their far ends to the monitor, so the bytes cross no protocol. A grandchild that
-//! keeps a pipe open cannot keep the caller: after the command's own end the pipes are read for a bounded time more.
+//! A grandchild that keeps a pipe open cannot keep the caller: after the command's own end the pipes are read for a bounded time
+//! more.
 
 use std::io;
-use std::os::fd::OwnedFd;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use monitor_api::{ExecRequest, Monitor};
-use rustix::pipe::{PipeFlags, pipe_with};
 use tokio::io::AsyncReadExt;
-use tokio::net::unix::pipe::Receiver;
 use tokio::sync::oneshot;
-use types::ExecId;
 
 use super::Pods;
-use super::actor::{ExecExit, Message, PodHandle};
+use super::actor::ExecExit;
+use super::command::{Begun, Command, Streams};
 use super::error::{PodError, SharedError, StepError};
-use super::record::blocking;
-use super::shared::Shared;
-use super::steps::Steps;
-use super::view::ContainerView;
+use super::pipes::{self, ReadEnd};
 
 /// How long output is still read after the command has ended.
 const DRAIN: Duration = Duration::from_secs(1);
-/// How long a killed command may take to be seen dead.
-const KILL_WAIT: Duration = Duration::from_secs(10);
 
 /// The most of both streams together: a client of the CRI takes messages of 16 MiB, and the rest of the answer has to fit too.
 const ANSWER: usize = (16 << 20) - (4 << 10);
@@ -67,141 +57,46 @@ impl Pods {
         if command.is_empty() {
             return Err(Arc::new(PodError::Invalid("cmd must not be empty".to_owned())));
         }
-        let (container, handle) = self.find_container(id)?;
-        let asked = handle.call(|reply| Message::Use(container.id.clone(), "run a command in", reply)).await;
-        let monitor = asked.unwrap_or_else(|| Err(Arc::new(PodError::ContainerNotFound(id.to_owned()))))?;
-        let exec = Exec {
-            shared: Arc::clone(&self.shared),
-            handle,
-            monitor,
-            id: ExecId::from_random(sys::random::bytes()),
-            container,
-        };
+        let exec = Exec(Command::to_run_in(self, id).await?);
         exec.run(command, limit).await.map_err(Arc::new)
     }
 }
 
-struct Exec {
-    shared: Arc<Shared>,
-    handle: PodHandle,
-    monitor: Arc<dyn Monitor>,
-    id: ExecId,
-    container: Arc<ContainerView>,
-}
+struct Exec(Arc<Command>);
 
 /// The near ends of the command's pipes.
 struct Output {
-    stdout: Receiver,
-    stderr: Receiver,
-}
-
-/// Kills the command if the caller leaves, or anything else makes us forget it, before it has ended, and removes its file.
-struct Leash<'a>(Option<&'a Exec>);
-
-impl Drop for Leash<'_> {
-    fn drop(&mut self) {
-        let Some(exec) = self.0 else { return };
-        let (monitor, handle, id) = (Arc::clone(&exec.monitor), exec.handle.clone(), exec.id.clone());
-        let process = exec.process_file();
-        exec.shared.tasks.spawn(async move {
-            if let Err(error) = monitor.kill_exec(&id).await {
-                tracing::debug!(exec.id = %id, error = types::error::chain(&error), "killing an abandoned command");
-            }
-            remove_process(process).await;
-            handle.tell(Message::ForgetExec(id)).await;
-        });
-    }
-}
-
-/// Removes a process file; one that is not there is none to remove.
-async fn remove_process(path: PathBuf) {
-    if let Err(error) = blocking(move || Ok(sys::atomic::remove(&path)?)).await {
-        super::actor::log_dropped("a process file could not be removed", &error);
-    }
+    stdout: ReadEnd,
+    stderr: ReadEnd,
 }
 
 impl Exec {
-    async fn run(&self, command: Vec<String>, limit: Option<Duration>) -> Result<ExecOutput, PodError> {
-        let object = format!("container {:?}", self.container.request.name());
-        let steps = Steps::new(&self.shared, "exec in", object.clone(), self.id.as_str());
-        let mut leash = Leash(Some(self));
-        steps.run("process", self.write_process(command)).await?;
-        let (ended, exit) = oneshot::channel();
-        self.handle.tell(Message::WatchExec(self.id.clone(), ended)).await;
-        let started = steps.run("start", self.start()).await;
-        remove_process(self.process_file()).await;
-        let output = started?;
-        let cap = self.shared.settings().exec_output_bytes;
-        let caught = catch(output, exit, cap, limit).await;
-        match caught {
+    async fn run(&self, args: Vec<String>, limit: Option<Duration>) -> Result<ExecOutput, PodError> {
+        let command = &self.0;
+        let (output, streams) = pipes().map_err(|error| command.not_started(error))?;
+        let Begun { mut leash, exit, .. } = command.begin(args, streams).await?;
+        leash.keep([&output.stdout, &output.stderr].map(ReadEnd::keep));
+        match catch(output, exit, command.output_bytes(), limit).await {
             Caught::Ended(output) => {
-                leash.0 = None;
+                leash.release();
                 Ok(output.fit(ANSWER))
             }
-            Caught::Lost => Err(steps.fail("wait", StepError::Timeout("the monitor is gone".to_owned()))),
+            Caught::Lost => Err(command.lost()),
             Caught::LimitPassed(exit) => {
-                steps.run("kill", self.kill(exit)).await?;
-                leash.0 = None;
+                command.kill(exit).await?;
+                leash.release();
                 let seconds = limit.unwrap_or_default().as_secs();
-                Err(PodError::ExecTimeout { object, seconds })
+                Err(PodError::ExecTimeout { object: command.object(), seconds })
             }
-        }
-    }
-
-    fn process_file(&self) -> PathBuf {
-        self.container.bundle.join(format!("exec-{}.json", self.id.short()))
-    }
-
-    /// The command as the OCI runtime reads it: the container's own process with other arguments.
-    async fn write_process(&self, command: Vec<String>) -> Result<(), StepError> {
-        let (bundle, target) = (self.container.bundle.clone(), self.process_file());
-        blocking(move || {
-            let what = || "reading the container's config.json";
-            let bytes = std::fs::read(bundle.join("config.json")).map_err(StepError::io(what()))?;
-            let spec = serde_json::from_slice(&bytes)
-                .map_err(|error| StepError::Io { what: what().to_owned(), source: error.into() })?;
-            let process = spec::process_spec(&spec, &command, false)?;
-            let json = serde_json::to_vec(&process).map_err(|error| StepError::Io {
-                what: "encoding a process".to_owned(),
-                source: error.into(),
-            })?;
-            super::files::write_plain(&target, &json)
-        })
-        .await
-    }
-
-    async fn start(&self) -> Result<Output, StepError> {
-        let (stdout, far_stdout) = pipe()?;
-        let (stderr, far_stderr) = pipe()?;
-        let timeout = self.shared.settings().runtime_timeout;
-        let request = ExecRequest {
-            exec: self.id.clone(),
-            container: self.container.id.clone(),
-            process: self.process_file(),
-            stdin: false,
-            stdout: true,
-            stderr: true,
-            terminal: false,
-            timeout_ms: u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX),
-        };
-        self.monitor.exec(request, vec![far_stdout, far_stderr]).await?;
-        Ok(Output { stdout, stderr })
-    }
-
-    async fn kill(&self, exit: oneshot::Receiver<ExecExit>) -> Result<(), StepError> {
-        self.monitor.kill_exec(&self.id).await?;
-        match tokio::time::timeout(KILL_WAIT, exit).await {
-            Ok(_) => Ok(()),
-            Err(_) => Err(StepError::Timeout("the command lives on after SIGKILL".to_owned())),
         }
     }
 }
 
-fn pipe() -> Result<(Receiver, OwnedFd), StepError> {
-    let broken = || StepError::io("making a pipe");
-    let (near, far) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| broken()(error.into()))?;
-    let near = Receiver::from_owned_fd(near).map_err(broken())?;
-    Ok((near, far))
+fn pipes() -> Result<(Output, Streams), StepError> {
+    let (stdout, far_stdout) = pipes::to_read()?;
+    let (stderr, far_stderr) = pipes::to_read()?;
+    let streams = Streams::Pipes { stdin: None, stdout: Some(far_stdout), stderr: Some(far_stderr) };
+    Ok((Output { stdout, stderr }, streams))
 }
 
 enum Caught {
@@ -249,14 +144,14 @@ async fn catch(
     match outcome {
         None => Caught::LimitPassed(exit),
         Some(Err(_)) => Caught::Lost,
-        Some(Ok(ExecExit { code })) => {
+        Some(Ok(ExecExit { code, .. })) => {
             Caught::Ended(ExecOutput { exit_code: code, stdout: out, stderr: err })
         }
     }
 }
 
 /// Reads to the end, keeping at most `cap` bytes: a command that writes more goes on undisturbed.
-async fn read_capped(pipe: &mut Receiver, kept: &mut Vec<u8>, cap: usize) -> io::Result<()> {
+async fn read_capped(pipe: &mut ReadEnd, kept: &mut Vec<u8>, cap: usize) -> io::Result<()> {
     let mut buffer = vec![0; 16 << 10];
     loop {
         let count = pipe.read(&mut buffer).await?;
@@ -276,7 +171,7 @@ mod tests {
 
     #[tokio::test]
     async fn output_beyond_the_cap_is_read_and_dropped() {
-        let (mut near, far) = pipe().unwrap();
+        let (mut near, far) = pipes::to_read().unwrap();
         let writer =
             std::thread::spawn(move || std::fs::File::from(far).write_all(&[b'x'; 200_000]).unwrap());
         let mut kept = Vec::new();
@@ -301,13 +196,13 @@ mod tests {
 
     #[tokio::test]
     async fn a_pipe_held_open_does_not_hold_the_caller() {
-        let (stdout, far_stdout) = pipe().unwrap();
-        let (stderr, far_stderr) = pipe().unwrap();
+        let (stdout, far_stdout) = pipes::to_read().unwrap();
+        let (stderr, far_stderr) = pipes::to_read().unwrap();
         drop(far_stderr);
         let mut held = std::fs::File::from(far_stdout);
         held.write_all(b"early").unwrap();
         let (ended, exit) = oneshot::channel();
-        ended.send(ExecExit { code: 3 }).unwrap();
+        ended.send(ExecExit { code: 3, signal: None }).unwrap();
         let Caught::Ended(output) = catch(Output { stdout, stderr }, exit, 100, None).await else {
             panic!("the command has ended");
         };

@@ -3,12 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use monitor_api::Overlay;
-use spec::Dns;
 use spec::oci_spec::runtime::Spec;
+use spec::{Dns, UserNamespace};
 
 use super::error::StepError;
 use super::record::{SandboxRecord, blocking};
 use super::shared::Shared;
+use super::userns;
 
 /// What containers of a pod have bound over `/etc/…`.
 #[derive(Debug, Clone)]
@@ -36,14 +37,16 @@ pub(super) async fn make_pod_files(shared: &Shared, record: &SandboxRecord) -> R
     let resolv_conf = resolv_conf(&record.request.dns())?;
     let hostname = record.request.effective_hostname(&shared.settings().facts.hostname).to_owned();
     let log_directory = PathBuf::from(record.request.log_directory());
+    let pod = record.request.user_namespace();
     blocking(move || {
-        sys::atomic::create_dir_all(&dir, 0o711)?;
+        userns::make_directory(&dir, pod)?;
         if !log_directory.as_os_str().is_empty() {
             sys::atomic::create_dir_all(&log_directory, 0o755)?;
         }
         write_plain(&files.resolv_conf, &resolv_conf)?;
         write_plain(&files.hosts, &read_or_empty(Path::new("/etc/hosts"))?)?;
-        write_plain(&files.hostname, format!("{hostname}\n").as_bytes())
+        write_plain(&files.hostname, format!("{hostname}\n").as_bytes())?;
+        [files.resolv_conf, files.hosts, files.hostname].iter().try_for_each(|file| userns::give(file, pod))
     })
     .await
 }
@@ -67,10 +70,15 @@ fn resolv_conf(dns: &Dns<'_>) -> Result<Vec<u8>, StepError> {
 }
 
 /// Writes the OCI bundle of a container; `rootfs` is where the monitor's helper mounts its overlay.
-pub(super) async fn write_bundle(bundle: PathBuf, spec: &Spec) -> Result<(), StepError> {
+pub(super) async fn write_bundle(
+    bundle: PathBuf,
+    spec: &Spec,
+    pod: Option<UserNamespace>,
+) -> Result<(), StepError> {
     let json = serde_json::to_vec(spec)
         .map_err(|error| StepError::Io { what: "encoding config.json".to_owned(), source: error.into() })?;
     blocking(move || {
+        userns::make_directory(&bundle, pod)?;
         sys::atomic::create_dir_all(&bundle.join("rootfs"), 0o755)?;
         write_plain(&bundle.join("config.json"), &json)
     })

@@ -1,20 +1,26 @@
 //! The host's kernel as the pod verbs need it, and a fake of it.
 
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use spec::UserNamespace;
+use sys::userns::IdMaps;
 use types::SandboxId;
 
 use super::error::StepError;
 use super::strays::children;
+use super::userns;
 
 /// Namespaces and mounts of the host. All calls block and are idempotent where their name says remove.
 pub trait Host: Send + Sync + std::fmt::Debug {
-    /// Makes a network namespace that lives on at `path`.
+    /// Makes a network namespace that lives on at `path`; with `maps` it belongs to a user namespace with these maps, which lives as
+    /// long.
     ///
     /// # Errors
     /// The kernel's refusal; nothing is left at `path` then.
-    fn create_netns(&self, path: &Path) -> Result<(), StepError>;
+    fn create_netns(&self, path: &Path, maps: Option<&IdMaps>) -> Result<(), StepError>;
 
     /// Removes what [`Host::create_netns`] made.
     ///
@@ -22,11 +28,18 @@ pub trait Host: Send + Sync + std::fmt::Debug {
     /// The kernel's refusal; a missing namespace is none.
     fn remove_netns(&self, path: &Path) -> Result<(), StepError>;
 
-    /// Mounts a tmpfs for the pod's shared memory.
+    /// A socket for each address of a loopback, IPv4 and then IPv6, in the namespace at `netns` or in the node's own. They wait for
+    /// nobody.
+    ///
+    /// # Errors
+    /// When the namespace cannot be entered. A kernel that lacks a family refuses its socket alone.
+    fn loopback_sockets(&self, netns: Option<&Path>) -> Result<Sockets, StepError>;
+
+    /// Mounts a tmpfs for the pod's shared memory, which belongs to the pod's root.
     ///
     /// # Errors
     /// The kernel's refusal.
-    fn mount_shm(&self, path: &Path, bytes: u64) -> Result<(), StepError>;
+    fn mount_shm(&self, path: &Path, bytes: u64, pod: Option<UserNamespace>) -> Result<(), StepError>;
 
     /// Unmounts whatever is mounted at `path`.
     ///
@@ -59,22 +72,43 @@ pub trait Host: Send + Sync + std::fmt::Debug {
     fn end_monitor(&self, pods: &Path, pid: i32, sandbox: &SandboxId) -> Result<(), StepError>;
 }
 
+/// What [`Host::loopback_sockets`] gives.
+pub type Sockets = [std::io::Result<OwnedFd>; 2];
+
+/// Makes them in the calling thread's namespace.
+fn loopback_sockets() -> Sockets {
+    [AddressFamily::INET, AddressFamily::INET6].map(|family| {
+        let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+        Ok(socket_with(family, SocketType::STREAM, flags, None)?)
+    })
+}
+
 /// The real kernel.
 #[derive(Debug, Clone, Copy)]
 pub struct Kernel;
 
 impl Host for Kernel {
-    fn create_netns(&self, path: &Path) -> Result<(), StepError> {
-        Ok(sys::netns::create(path)?)
+    fn create_netns(&self, path: &Path, maps: Option<&IdMaps>) -> Result<(), StepError> {
+        // Else the first `ip netns add` on the host would cover the namespace, and it could not be removed.
+        path.parent().map_or(Ok(()), sys::netns::share)?;
+        match maps {
+            Some(maps) => Ok(sys::netns::create_owned(path, maps)?),
+            None => Ok(sys::netns::create(path)?),
+        }
     }
 
     fn remove_netns(&self, path: &Path) -> Result<(), StepError> {
         Ok(sys::netns::remove(path)?)
     }
 
-    fn mount_shm(&self, path: &Path, bytes: u64) -> Result<(), StepError> {
+    fn loopback_sockets(&self, netns: Option<&Path>) -> Result<Sockets, StepError> {
+        Ok(netns.map_or_else(|| Ok(loopback_sockets()), |path| sys::netns::run_in(path, loopback_sockets))?)
+    }
+
+    fn mount_shm(&self, path: &Path, bytes: u64, pod: Option<UserNamespace>) -> Result<(), StepError> {
         sys::atomic::create_dir_all(path, 0o755)?;
-        Ok(sys::mount::tmpfs(path, bytes, 0o1777)?)
+        sys::mount::tmpfs(path, bytes, 0o1777)?;
+        userns::give(path, pod)
     }
 
     fn unmount(&self, path: &Path) -> Result<(), StepError> {
@@ -151,14 +185,18 @@ pub(super) mod fake {
     use std::path::{Path, PathBuf};
     use std::sync::Mutex;
 
+    use spec::UserNamespace;
+    use sys::userns::IdMaps;
     use types::SandboxId;
 
-    use super::{Host, StepError};
+    use super::{Host, Sockets, StepError};
 
     /// Remembers what exists.
     #[derive(Debug, Default)]
     pub(in super::super) struct FakeHost {
         netns: Mutex<BTreeSet<PathBuf>>,
+        /// Maps of the user namespaces that were made.
+        pub(in super::super) owned: Mutex<Vec<IdMaps>>,
         mounts: Mutex<BTreeSet<PathBuf>>,
         /// Monitors as processes, which the tests put here.
         pub(in super::super) processes: Mutex<Vec<(i32, SandboxId)>>,
@@ -173,8 +211,9 @@ pub(super) mod fake {
     }
 
     impl Host for FakeHost {
-        fn create_netns(&self, path: &Path) -> Result<(), StepError> {
+        fn create_netns(&self, path: &Path, maps: Option<&IdMaps>) -> Result<(), StepError> {
             assert!(self.netns.lock().unwrap().insert(path.to_owned()), "{} exists", path.display());
+            self.owned.lock().unwrap().extend(maps.copied());
             Ok(())
         }
 
@@ -183,7 +222,12 @@ pub(super) mod fake {
             Ok(())
         }
 
-        fn mount_shm(&self, path: &Path, _: u64) -> Result<(), StepError> {
+        fn loopback_sockets(&self, netns: Option<&Path>) -> Result<Sockets, StepError> {
+            assert!(netns.is_none_or(|path| self.netns.lock().unwrap().contains(path)), "{netns:?}");
+            Ok(super::loopback_sockets())
+        }
+
+        fn mount_shm(&self, path: &Path, _: u64, _: Option<UserNamespace>) -> Result<(), StepError> {
             std::fs::create_dir_all(path).unwrap();
             self.mounts.lock().unwrap().insert(path.to_owned());
             Ok(())

@@ -9,8 +9,10 @@
 //! <root>/instance                                this server's number: see `super::marks`
 //! <root>/broken/                                 records that `crimson check --repair` has set aside
 //! <state>/pods/<sandbox>/                        monitor.sock, monitor.pid, resolv.conf, hosts, hostname, shm
-//! <state>/containers/<container>/                OCI bundle: config.json, rootfs; exit.json written by the monitor
+//! <state>/containers/<container>/                OCI bundle: config.json, rootfs; exit.json written by the monitor; heard
+//! <state>/containers/<container>/images/<n>      where images are mounted for the OCI runtime to bind them
 //! <state>/runtime/<handler>/                     the OCI runtime's own state
+//! <state>/clock                                  the latest time that was given out
 //! <state>/pause/                                 root file system of every pause container
 //! ```
 //!
@@ -98,6 +100,10 @@ impl Layout {
         self.bundles().join(id)
     }
 
+    pub(super) fn image_mount(&self, container: &ContainerId, n: usize) -> PathBuf {
+        self.bundle(container.as_str()).join("images").join(n.to_string())
+    }
+
     /// The OCI runtime's `--root` for a handler.
     #[must_use]
     pub fn runtime_root(&self, handler: &str) -> PathBuf {
@@ -123,6 +129,11 @@ impl Layout {
     #[must_use]
     pub(super) fn cgroup_list(&self) -> PathBuf {
         self.state.join("cgroups.json")
+    }
+
+    /// The latest time that this server has given out.
+    pub(super) fn clock(&self) -> PathBuf {
+        self.state.join("clock")
     }
 
     /// Root file system of pause containers.

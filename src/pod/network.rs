@@ -16,7 +16,9 @@ pub(super) async fn attach(
     if record.netns.is_none() {
         return Ok(None);
     }
-    let pod = describe(record);
+    let settings = shared.settings();
+    let conf_dir = settings.handler_of_pod(&record.handler)?.rules.cni_conf_dir.clone();
+    let pod = PodNetwork { conf_dir, ..describe(record) };
     steps.run("CNI", shared.drivers.network.setup(&pod)).await.map(Some)
 }
 
@@ -35,6 +37,7 @@ pub(super) fn describe(record: &SandboxRecord) -> PodNetwork {
         dns: dns(record),
         cgroup_parent: request.cgroup_parent().unwrap_or_default().to_owned(),
         annotations,
+        conf_dir: None,
     }
 }
 

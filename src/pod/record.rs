@@ -11,12 +11,14 @@ use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use monitor_api::MappedVolume;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use spec::{ContainerRequest, SandboxRequest};
 use types::{ContainerId, ImageId, SandboxId, Timestamp};
 
 use super::error::StepError;
+use super::image_volumes::ImageVolume;
 use super::layout::Layout;
 use super::phase::{ContainerPhase, SandboxPhase};
 
@@ -37,6 +39,9 @@ pub(super) struct SandboxRecord {
     /// Whether the host's ipc namespace is used, so that there is no shm of the pod's own.
     pub(super) shm: Option<PathBuf>,
     pub(super) cgroup: String,
+    /// The pod's level where SELinux is on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) selinux_level: Option<String>,
     /// The pause image, when one is configured; its lease has the sandbox's id as owner.
     pub(super) pause_image: Option<ImageId>,
     #[serde(default)]
@@ -99,6 +104,12 @@ pub(super) struct ContainerRecord {
     /// The image's layers, topmost first.
     #[serde(default)]
     pub(super) layers: Vec<PathBuf>,
+    /// The images that are mounted, in the order of the request.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) image_volumes: Vec<ImageVolume>,
+    /// What is mounted with its ids mapped as the pod's user namespace maps them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) mapped: Vec<MappedVolume>,
     pub(super) log_path: Option<PathBuf>,
     pub(super) cgroup: String,
     pub(super) stop_signal: i32,

@@ -13,14 +13,20 @@ use tokio::task::JoinSet;
 use types::{ContainerId, SandboxId};
 
 use super::Pods;
-use super::actor::{Actor, Message, Recovered, exits};
+use super::actor::{Actor, Message, Recovered, Reply, exits};
 use super::error::StepError;
 use super::phase::{ContainerPhase, SandboxPhase};
 use super::record::{Broken, ContainerRecord, Loaded, SandboxRecord, blocking, load};
 use super::run_sandbox::pause_id;
 use super::shared::Shared;
+use super::start;
+use super::steps::Steps;
 use super::strays::{self, Stray, World, children};
-use super::teardown::{self, Pause, Target};
+use super::teardown::{self, Failures, Pause, RECOVER, Target};
+use super::view::PodView;
+
+/// What becomes of a container at the start of a server, in logs.
+const CONTAINER: &str = "recover container";
 
 /// What recovery found.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +47,8 @@ impl Pods {
     /// # Errors
     /// When the record directory cannot be read at all.
     pub async fn recover(&self) -> Result<Recovery, StepError> {
+        // Nothing is to be told with a time that an earlier server has given out: its last one is read here.
+        self.shared.now();
         let dirs = self.record_dirs().await?;
         let mut pods = JoinSet::new();
         for dir in dirs {
@@ -90,6 +98,10 @@ impl Pods {
             return Recovery { broken, ..Recovery::default() };
         };
         shared.advance(record.created_at);
+        let shown = Arc::new(PodView::of(&record, containers.iter(), shared.layout()));
+        shared.events.remember(Arc::clone(&shown));
+        let task = shared.in_flight.begin(RECOVER, super::display(&record.request), record.id.to_string());
+        let asked = task.stage("monitor");
         let connection = match shared.drivers.monitors.connect(&record.id).await {
             Ok(connection) => connection,
             Err(error) => {
@@ -97,7 +109,11 @@ impl Pods {
                 None
             }
         };
+        drop(asked);
+        // What follows has steps of its own.
+        drop(task);
         let found = if matches!(record.phase, SandboxPhase::Creating | SandboxPhase::Removing) {
+            shared.events.remove(shown, drop);
             undo(shared, record, containers, connection).await
         } else {
             self.resume(record, containers, connection).await
@@ -114,10 +130,16 @@ impl Pods {
     ) -> Recovery {
         let shared = &self.shared;
         let known = ask(&record.id, connection.as_ref()).await;
+        known.values().for_each(|state| shared.figures.losses.recover(state));
         if connection.is_none() {
+            if record.phase == SandboxPhase::Ready {
+                shared.figures.monitors.lost();
+            }
             let target =
                 Target { record: record.clone(), containers: containers.clone(), monitor: None, view: None };
-            teardown::end_processes(shared, &target).await;
+            let mut failures = Failures::new(shared, RECOVER, &target);
+            // What cannot be ended now is logged, and tried again when the pod is stopped.
+            teardown::end_processes(shared, &target, &mut failures).await;
         }
         let was_stopping = record.phase == SandboxPhase::Stopping;
         if was_stopping {
@@ -128,12 +150,16 @@ impl Pods {
         if record.phase == SandboxPhase::Ready && pause.is_none_or(|pause| pause.phase != Phase::Running) {
             record.phase = SandboxPhase::NotReady;
             record.pause_pid = None;
-            save(record.save(shared.layout()).await);
+            let steps = teardown::steps_of(shared, RECOVER, &record);
+            steps.attempt("publish", record.save(shared.layout())).await;
         }
         let (mut kept, mut unheard) = (Vec::new(), BTreeSet::new());
         for container in containers {
             let seen = known.get(&container.id).cloned();
-            let not_told = !container.started_at.is_set();
+            let not_told = match container.phase {
+                ContainerPhase::Running => !start::was_heard(shared, &container).await,
+                _ => !container.started_at.is_set(),
+            };
             if let Some(container) = settle(shared, &record, container, seen, connection.as_ref()).await {
                 if not_told && container.started_at.is_set() {
                     unheard.insert(container.id.clone());
@@ -148,12 +174,14 @@ impl Pods {
             && !was_stopping
             && kept.iter().all(|container| container.phase != ContainerPhase::Running);
         if is_dead && shared.drivers.network.cached().contains(&record.id) {
-            teardown::resume_detaching(shared, &record);
+            // It goes on by itself.
+            drop(teardown::detach(shared, RECOVER, &record));
         }
+        shared.levels.remember(&record);
         let handle = Actor::spawn(shared, Recovered { record, containers: kept, unheard, connection });
         shared.directory().enter(id, key, ids, handle.clone());
         if was_stopping {
-            let (nobody, _) = tokio::sync::oneshot::channel();
+            let (nobody, _) = Reply::channel();
             handle.tell(Message::StopSandbox(nobody)).await;
         }
         found
@@ -193,10 +221,10 @@ async fn undo(
 ) -> Recovery {
     let monitor = connection.as_ref().map(|connection| Arc::clone(&connection.monitor));
     let target = Target { record, containers, monitor, view: None };
-    if let Err(error) = teardown::remove(shared, &target).await {
+    if let Err(error) = teardown::remove(shared, RECOVER, &target).await {
         let error = types::error::chain(&error);
         tracing::error!(pod.id = %target.record.id, error, "an interrupted sandbox could not be removed; trying again");
-        teardown::retry_removal(shared, target);
+        teardown::retry_removal(shared, RECOVER, target);
     }
     Recovery { undone: 1, ..Recovery::default() }
 }
@@ -211,15 +239,25 @@ async fn settle(
 ) -> Option<ContainerRecord> {
     shared.advance(container.created_at);
     let monitor = connection.map(|connection| &connection.monitor);
+    let steps = Steps::new(shared, CONTAINER, container.display(), container.id.as_str());
+    // Twice if need be: what an interrupted start has left would be in the way of the next one.
+    let free = async |container: &ContainerRecord| {
+        for _ in 0..2 {
+            let freed = teardown::free_container(shared, &sandbox.handler, container, monitor);
+            if steps.attempt("processes", freed).await {
+                return;
+            }
+        }
+    };
     match container.phase {
         ContainerPhase::Creating | ContainerPhase::Removing => {
-            teardown::free_container(shared, &sandbox.handler, &container, monitor).await;
-            save(teardown::discard_container(shared, &container).await);
+            free(&container).await;
+            teardown::discard_in_the_end(shared, CONTAINER, container).await;
             return None;
         }
         ContainerPhase::Exited => {
             if seen.is_some() {
-                teardown::free_container(shared, &sandbox.handler, &container, monitor).await;
+                free(&container).await;
             }
             return Some(container);
         }
@@ -231,6 +269,8 @@ async fn settle(
             container.phase = ContainerPhase::Running;
             container.pid = state.pid;
             container.started_at = state.started_at;
+            let bundle = shared.layout().bundle(container.id.as_str());
+            steps.attempt("tidy", super::command::tidy(bundle)).await;
         }
         Some(ContainerState { exit: Some(exit), .. }) => {
             container.started_at = exit.started_at;
@@ -244,16 +284,16 @@ async fn settle(
         // It has never run, so it can be started. What an interrupted start has left would be in the way: a monitor
         // does not list what its runtime is still creating.
         Some(_) | None => {
-            teardown::free_container(shared, &sandbox.handler, &container, monitor).await;
+            free(&container).await;
             container.phase = ContainerPhase::Created;
         }
     }
     if container.exit.is_some() {
         container.phase = ContainerPhase::Exited;
         container.pid = None;
-        teardown::free_container(shared, &sandbox.handler, &container, monitor).await;
+        free(&container).await;
     }
-    save(container.save(shared.layout()).await);
+    steps.attempt("publish", container.save(shared.layout())).await;
     Some(container)
 }
 
@@ -261,16 +301,12 @@ async fn settle(
 async fn discard_ownerless(shared: &Arc<Shared>, containers: Vec<ContainerRecord>, dir: PathBuf) {
     for container in containers {
         let handler = shared.settings().default_handler.clone();
-        teardown::free_container(shared, &handler, &container, None).await;
-        save(teardown::discard_container(shared, &container).await);
+        let steps = Steps::new(shared, CONTAINER, container.display(), container.id.as_str());
+        steps.attempt("processes", teardown::free_container(shared, &handler, &container, None)).await;
+        teardown::discard_in_the_end(shared, CONTAINER, container).await;
     }
-    save(blocking(move || Ok(sys::atomic::remove_tree(&dir)?)).await);
-}
-
-fn save(result: Result<(), StepError>) {
-    if let Err(error) = result {
-        super::actor::log_dropped("recovery could not write or remove a file", &error);
-    }
+    let forget = blocking(move || Ok::<(), StepError>(sys::atomic::remove_tree(&dir)?));
+    Steps::new(shared, RECOVER, "a sandbox without a record".to_owned(), "").attempt("record", forget).await;
 }
 
 /// Removes what no record owns. Networks, and the namespaces that their plugins may still need, go in the background: a hung
@@ -297,7 +333,9 @@ async fn sweep(shared: &Arc<Shared>) {
 
 async fn remove_stray(shared: &Arc<Shared>, stray: &Stray) {
     tracing::warn!(%stray, "removing what nobody owns");
-    save(strays::remove(shared, stray).await);
+    Steps::new(shared, "sweep", stray.to_string(), "")
+        .attempt(stray.word(), strays::remove(shared, stray))
+        .await;
 }
 
 /// Detaches networks of pods that are gone, as often as it takes, and then removes the namespaces.
@@ -305,17 +343,22 @@ fn collect_networks(shared: &Arc<Shared>, namespaces: Vec<Stray>) {
     let shared = Arc::clone(shared);
     shared.clone().tasks.spawn(async move {
         let mut pause = Pause::default();
+        let pending = &shared.figures.pending;
+        let place = pending.enter("sweep", "networks of pods that are gone".to_owned(), "", "networks");
         loop {
             let valid: Vec<SandboxId> = shared.directory().sandboxes.keys().cloned().collect();
-            let Err(error) = shared.drivers.network.gc(&valid).await else { break };
-            let error = types::error::chain(&error);
-            tracing::warn!(error, "networks of pods that are gone could not be collected");
+            let steps = Steps::new(&shared, "sweep", "networks of pods that are gone".to_owned(), "");
+            if place.attempt(&steps, "networks", shared.drivers.network.gc(&valid)).await {
+                break;
+            }
+            let _pause = steps.waits("pause before it is tried again");
             let known: BTreeSet<SandboxId> = shared.directory().sandboxes.keys().cloned().collect();
             if shared.drivers.network.cached().iter().all(|id| known.contains(id)) {
                 break;
             }
             pause.wait().await;
         }
+        place.at("namespaces");
         for namespace in namespaces {
             remove_stray(&shared, &namespace).await;
         }

@@ -18,6 +18,8 @@ pub(super) async fn run(
     monitor: Option<&Arc<dyn Monitor>>,
 ) -> Result<(), PodError> {
     let steps = Steps::new(shared, "remove container", record.display(), record.id.as_str());
-    teardown::free_container(shared, &sandbox.handler, &record, monitor).await;
-    steps.run("files", teardown::discard_container(shared, &record)).await
+    // What is half removed must not be shown as created after a crash. A full disk keeps nothing from being removed.
+    steps.attempt("intent", record.save(shared.layout())).await;
+    steps.run("processes", teardown::free_container(shared, &sandbox.handler, &record, monitor)).await?;
+    teardown::discard_container(shared, &steps, teardown::ALONE, &record).await
 }

@@ -10,13 +10,15 @@ use monitor_api::{Connection, CreateRequest, Monitor};
 use spec::{SandboxPlace, SandboxRequest};
 use types::ContainerId;
 
+use super::confine;
 use super::error::{PodError, StepError};
+use super::files::PodFiles;
 use super::phase::SandboxPhase;
 use super::record::{SandboxRecord, VERSION, blocking};
 use super::shared::{Handler, Shared};
 use super::steps::Steps;
 use super::teardown::{self, Target};
-use super::{files, network, sources};
+use super::{files, network, sources, userns};
 
 /// Size of a pod's `/dev/shm`, in bytes, as containerd and Docker have it.
 const SHM_BYTES: u64 = 64 << 20;
@@ -32,8 +34,10 @@ pub(super) struct Running {
 pub(super) fn intend(shared: &Shared, request: SandboxRequest) -> Result<SandboxRecord, PodError> {
     let settings = shared.settings();
     let handler = settings.handler(request.runtime_handler())?;
+    userns::check(handler, &request)?;
     cni::Bandwidth::from_annotations(&request.annotations().clone().into_iter().collect())
         .map_err(|error| PodError::Invalid(types::error::chain(&error)))?;
+    spec::shm_bytes(&request, &handler.facts(&settings.facts))?;
     let id = shared.marks.sandbox();
     let object = super::display(&request);
     let cgroup = shared.drivers.cgroups.oci_path(request.cgroup_parent(), id.as_str()).map_err(|error| {
@@ -41,9 +45,13 @@ pub(super) fn intend(shared: &Shared, request: SandboxRequest) -> Result<Sandbox
     })?;
     let netns = (!request.host_network()).then(|| settings.netns_dir.join(shared.marks.netns()));
     let shm = (!request.host_ipc()).then(|| shared.layout().pod_dir(&id).join("shm"));
+    // Last of all: what is refused must not keep a level.
+    let selinux_level =
+        shared.levels.assign(&*shared.drivers.confinement, settings.selinux_categories, &id, &request)?;
     Ok(SandboxRecord {
         version: VERSION,
         id,
+        selinux_level,
         handler: handler.name.clone(),
         phase: SandboxPhase::Creating,
         created_at: shared.now(),
@@ -63,7 +71,9 @@ pub(super) async fn run(shared: &Arc<Shared>, record: SandboxRecord) -> Result<R
     let object = super::display(&record.request);
     let steps = Steps::new(shared, "run sandbox", object, record.id.as_str());
     let mut attempt = Attempt { shared, steps, record, connection: None };
-    match attempt.perform().await {
+    let outcome = attempt.perform().await;
+    attempt.steps.ended(outcome.is_ok());
+    match outcome {
         Ok(()) => match attempt.connection {
             Some(connection) => Ok(Running { record: attempt.record, connection }),
             None => Err(PodError::ShuttingDown),
@@ -127,10 +137,10 @@ impl Attempt<'_> {
         }
         let monitor = self.connection.as_ref().map(|connection| Arc::clone(&connection.monitor));
         let target = Target { record: self.record.clone(), containers: Vec::new(), monitor, view: None };
-        if let Err(error) = teardown::remove(self.shared, &target).await {
+        if let Err(error) = teardown::remove(self.shared, teardown::UNDO, &target).await {
             let error = types::error::chain(&error);
             tracing::error!(pod.id = %self.record.id, error, "a failed sandbox could not be undone; trying again");
-            teardown::retry_removal(self.shared, target);
+            teardown::retry_removal(self.shared, teardown::UNDO, target);
         }
     }
 }
@@ -138,7 +148,8 @@ impl Attempt<'_> {
 async fn make_netns(shared: &Shared, steps: &Steps<'_>, record: &SandboxRecord) -> Result<(), PodError> {
     let Some(path) = record.netns.clone() else { return Ok(()) };
     let host = Arc::clone(&shared.drivers.host);
-    steps.run("netns", blocking(move || host.create_netns(&path))).await
+    let maps = record.request.user_namespace().as_ref().map(userns::maps);
+    steps.run("netns", blocking(move || host.create_netns(&path, maps.as_ref()))).await
 }
 
 /// Brings up what the pause container needs besides its network namespace: shared memory, parent cgroup, monitor.
@@ -149,7 +160,10 @@ async fn prepare_pause(
 ) -> Result<Connection, PodError> {
     if let Some(path) = record.shm.clone() {
         let host = Arc::clone(&shared.drivers.host);
-        steps.run("shm", blocking(move || host.mount_shm(&path, SHM_BYTES))).await?;
+        let userns = record.request.user_namespace();
+        let facts = shared.settings().facts_of(&record.handler);
+        let bytes = spec::shm_bytes(&record.request, &facts)?.unwrap_or(SHM_BYTES);
+        steps.run("shm", blocking(move || host.mount_shm(&path, bytes, userns))).await?;
     }
     steps.run("cgroup", shared.parents.ensure(&shared.drivers.cgroups, record)).await?;
     steps.run("monitor", shared.drivers.monitors.spawn(&record.id)).await
@@ -185,20 +199,27 @@ async fn write_bundle(
     let bundle = shared.layout().bundle(record.id.as_str());
     let embedded = rootfs.is_none();
     let path = if embedded { shared.layout().pause_rootfs() } else { bundle.join("rootfs") };
-    let seccomp_profile = sources::read_sandbox_profile(&record.request).await?;
+    let unset = shared.settings().facts.unset_seccomp_profile.clone();
+    let seccomp_profile = sources::read_sandbox_profile(&record.request, &unset).await?;
+    let PodFiles { resolv_conf, hosts, hostname } = PodFiles::of(shared, record);
+    let own = [resolv_conf, hosts, hostname].into_iter().chain(record.shm.clone()).collect();
+    let facts = shared.settings().facts_of(&record.handler);
+    let confined = confine::pod(shared, record, facts.clone(), own).await?;
     let place = SandboxPlace {
         id: record.id.clone(),
         rootfs: path,
         command: if embedded { vec!["/pause".to_owned()] } else { Vec::new() },
         netns: record.netns.clone(),
+        userns: userns::bound(shared.layout(), record),
         cgroups_path: record.cgroup.clone(),
         shm: record.shm.clone(),
         image: rootfs.map(|rootfs| (*rootfs.config).clone()),
         seccomp_profile,
-        selinux: None,
+        selinux: confined.labels.clone(),
     };
-    let spec = spec::sandbox_spec(&record.request, &shared.settings().facts, &place)?;
-    files::write_bundle(bundle, &spec).await
+    let facts = confined.facts(&facts);
+    let spec = spec::sandbox_spec(&record.request, &facts, &place)?;
+    files::write_bundle(bundle, &spec, record.request.user_namespace()).await
 }
 
 fn create_request(
@@ -213,6 +234,8 @@ fn create_request(
     CreateRequest {
         container,
         rootfs: overlay,
+        images: Vec::new(),
+        user_namespace: userns::of_pause(shared.layout(), record),
         runtime: handler.command.clone(),
         log: None::<PathBuf>,
         terminal: false,

@@ -2,8 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use monitor_api::RuntimeCommand;
@@ -13,12 +12,20 @@ use tokio_util::task::TaskTracker;
 use types::{ContainerId, SandboxId, Timestamp};
 
 use super::actor::PodHandle;
+use super::confine::Levels;
+use super::confinement::Confinement;
 use super::error::PodError;
 use super::faults::Faults;
+use super::figures::Figures;
 use super::host::Host;
 use super::layout::Layout;
+use super::lookups::Lookups;
 use super::marks::Marks;
+use super::observer::Observer;
 use super::parents::Parents;
+use super::volumes::ImageVolumes;
+use crate::events::Hub;
+use crate::tasks::Tasks;
 
 /// The outside worlds.
 #[derive(Debug, Clone)]
@@ -33,6 +40,35 @@ pub struct Drivers {
     pub monitors: Arc<dyn monitor_api::Monitors>,
     /// Namespaces and mounts.
     pub host: Arc<dyn Host>,
+    /// Security modules.
+    pub confinement: Arc<dyn Confinement>,
+}
+
+/// How pods of one handler differ from those of another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandlerRules {
+    /// Directory of network configurations, when it is another than all other pods'.
+    pub cni_conf_dir: Option<PathBuf>,
+    /// Annotations of pods that the OCI runtime gets to see, `*` standing for any run of characters.
+    pub pod_annotations: Vec<String>,
+    /// Annotations of containers that the OCI runtime gets to see although it acts by them.
+    pub container_annotations: Vec<String>,
+    /// Whether privileged containers get the devices of the host.
+    pub privileged_devices: bool,
+    /// The least memory limit, in bytes.
+    pub min_memory_bytes: i64,
+}
+
+impl Default for HandlerRules {
+    fn default() -> Self {
+        Self {
+            cni_conf_dir: None,
+            pod_annotations: Vec::new(),
+            container_annotations: Vec::new(),
+            privileged_devices: true,
+            min_memory_bytes: spec::cri_defaults::MIN_MEMORY_BYTES,
+        }
+    }
 }
 
 /// A configured OCI runtime.
@@ -44,8 +80,16 @@ pub struct Handler {
     pub command: RuntimeCommand,
     /// Why it cannot be used on this host, if so.
     pub broken: Option<String>,
-    /// Whether it can make a mount read-only with everything mounted beneath it.
+    /// Whether it and the kernel can make a mount read-only with everything mounted beneath it.
     pub recursive_read_only: bool,
+    /// Whether it and the kernel can give a pod user and group ids of its own.
+    pub user_namespaces: bool,
+    /// The line in which it tells its name and version; empty when it does not.
+    pub version: String,
+    /// What it says that it can do.
+    pub features: runtime::Features,
+    /// How its pods differ from others'.
+    pub rules: HandlerRules,
 }
 
 /// What the configuration and the host say.
@@ -69,6 +113,16 @@ pub struct Settings {
     pub netns_dir: PathBuf,
     /// Cap on each output stream of ExecSync, in bytes; the rest is read and dropped.
     pub exec_output_bytes: usize,
+    /// What becomes of volumes that images declare.
+    pub image_volumes: ImageVolumes,
+    /// How long a mount source may take to answer.
+    pub mount_source_timeout: Duration,
+    /// Directories of CDI descriptions, the least important first.
+    pub cdi_spec_dirs: Vec<PathBuf>,
+    /// Whether devices belong to the user and group of the request.
+    pub device_ownership: bool,
+    /// SELinux categories from which pods' pairs are chosen.
+    pub selinux_categories: u32,
 }
 
 impl Settings {
@@ -85,6 +139,11 @@ impl Settings {
             runtime_timeout: Duration::ZERO,
             netns_dir: PathBuf::new(),
             exec_output_bytes: 0,
+            image_volumes: ImageVolumes::default(),
+            mount_source_timeout: Duration::from_secs(30),
+            cdi_spec_dirs: Vec::new(),
+            device_ownership: false,
+            selinux_categories: 1024,
         }
     }
 
@@ -118,6 +177,13 @@ impl Settings {
         }
     }
 
+    /// What the node offers to pods of this handler; of one that is unknown by now, what the node offers by itself.
+    #[must_use]
+    pub fn facts_of(&self, handler: &str) -> NodeFacts {
+        let handler = self.handlers.get(handler).or_else(|| self.retired.get(handler));
+        handler.map_or_else(|| self.facts.clone(), |handler| handler.facts(&self.facts))
+    }
+
     /// These settings as the successors of `earlier`: what those had and these lack is retired.
     fn following(mut self, earlier: &Self) -> Self {
         let known = earlier.retired.iter().chain(&earlier.handlers);
@@ -130,6 +196,39 @@ impl Settings {
 }
 
 impl Handler {
+    /// One that works and can do what every runtime can.
+    #[must_use]
+    pub fn new(name: String, command: RuntimeCommand) -> Self {
+        Self {
+            name,
+            command,
+            broken: None,
+            recursive_read_only: false,
+            user_namespaces: false,
+            version: String::new(),
+            features: runtime::Features::default(),
+            rules: HandlerRules::default(),
+        }
+    }
+
+    /// What is left of the node's offers with this runtime. One that does not say whether it has filters or labels is taken
+    /// to have them: runtimes that tell nothing are older than those that were built without.
+    #[must_use]
+    pub fn facts(&self, node: &NodeFacts) -> NodeFacts {
+        let has = |said: Option<bool>| said != Some(false);
+        NodeFacts {
+            recursive_read_only: self.recursive_read_only,
+            privileged_devices: self.rules.privileged_devices,
+            pod_annotations: self.rules.pod_annotations.clone(),
+            container_annotations: self.rules.container_annotations.clone(),
+            min_memory_bytes: self.rules.min_memory_bytes,
+            seccomp: node.seccomp && has(self.features.seccomp),
+            selinux: node.selinux && has(self.features.selinux),
+            apparmor: node.apparmor && has(self.features.apparmor),
+            ..node.clone()
+        }
+    }
+
     fn usable(&self) -> Result<&Self, PodError> {
         match &self.broken {
             None => Ok(self),
@@ -158,11 +257,21 @@ pub(super) struct Shared {
     /// Everything else: owners of pods, event pumps, retries. They end with the process.
     pub(super) tasks: TaskTracker,
     pub(super) faults: Faults,
+    /// Who is told of steps.
+    pub(super) observer: OnceLock<Arc<dyn Observer>>,
+    /// What operators are told.
+    pub(super) figures: Figures,
+    /// What is done at this moment, for readers.
+    pub(super) in_flight: Tasks,
     /// Parent cgroups of our making.
     pub(super) parents: Parents,
     pub(super) marks: Marks,
+    /// SELinux levels of living pods.
+    pub(super) levels: Levels,
+    pub(super) lookups: Lookups,
+    /// What happens, for subscribers; and the time.
+    pub(super) events: Hub,
     directory: Mutex<Directory>,
-    last_time: AtomicI64,
 }
 
 impl Shared {
@@ -171,14 +280,19 @@ impl Shared {
         Self {
             drivers,
             marks: Marks::open(&settings.layout),
+            events: Hub::new(settings.layout.clock()),
             layout: settings.layout.clone(),
             settings: watch::Sender::new(Arc::new(settings)),
             parents,
             operations: TaskTracker::new(),
             tasks: TaskTracker::new(),
             faults: Faults::default(),
+            observer: OnceLock::new(),
+            figures: Figures::default(),
+            in_flight: Tasks::default(),
+            levels: Levels::default(),
+            lookups: Lookups::default(),
             directory: Mutex::default(),
-            last_time: AtomicI64::new(0),
         }
     }
 
@@ -207,15 +321,11 @@ impl Shared {
 
     /// The present, later than every time given out before: creation times order attempts.
     pub(super) fn now(&self) -> Timestamp {
-        let wall = Timestamp::now().0;
-        let previous = self
-            .last_time
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(wall.max(last + 1)));
-        Timestamp(previous.map_or(wall, |last| wall.max(last + 1)))
+        self.events.now()
     }
 
     /// Makes sure that times given out are later than those remembered.
     pub(super) fn advance(&self, seen: Timestamp) {
-        self.last_time.fetch_max(seen.0, Ordering::Relaxed);
+        self.events.advance(seen);
     }
 }

@@ -6,12 +6,15 @@ use std::sync::Arc;
 
 use monitor_api::{CreateRequest, Monitor, Overlay};
 
-use super::error::PodError;
+use super::error::{PodError, StepError};
 use super::phase::ContainerPhase;
-use super::record::{ContainerRecord, Exit, ExitReason, SandboxRecord};
+use super::record::{ContainerRecord, Exit, ExitReason, SandboxRecord, blocking};
 use super::shared::Shared;
 use super::steps::Steps;
-use super::teardown;
+use super::{files, image_volumes, teardown, userns};
+
+/// StartContainer, in errors and logs.
+const VERB: &str = "start container";
 
 /// What the caller gets: the record as it is now, with the error if there was one.
 pub(super) type Outcome = Result<Box<ContainerRecord>, (Box<ContainerRecord>, PodError)>;
@@ -28,8 +31,10 @@ pub(super) async fn run(
 ) -> Outcome {
     let object = record.display();
     let id = record.id.to_string();
-    let steps = Steps::new(shared, "start container", object, &id);
-    match perform(shared, &steps, sandbox, &mut record, &monitor).await {
+    let steps = Steps::new(shared, VERB, object, &id);
+    let outcome = perform(shared, &steps, sandbox, &mut record, &monitor).await;
+    steps.ended(outcome.is_ok());
+    match outcome {
         Ok(()) => Ok(Box::new(record)),
         Err(error) => {
             fail(shared, sandbox, &mut record, &monitor, &error).await;
@@ -66,6 +71,8 @@ fn create_request(
     Ok(CreateRequest {
         container: record.id.clone(),
         rootfs: Some(overlay(shared, record)),
+        images: image_volumes::mounts(shared.layout(), record),
+        user_namespace: userns::of_container(sandbox, record),
         runtime: handler.command.clone(),
         log: record.log_path.clone(),
         terminal: record.request.tty(),
@@ -87,6 +94,25 @@ fn overlay(shared: &Shared, record: &ContainerRecord) -> Overlay {
     }
 }
 
+/// Notes that a caller has been told that the container is started. The next server tells the first who asks where nobody was,
+/// as it may be that this one died between the record and the answer.
+pub(super) async fn note_heard(shared: &Shared, record: &ContainerRecord) {
+    let steps = Steps::new(shared, VERB, record.display(), record.id.as_str());
+    let path = heard(shared, record);
+    steps.attempt("heard", blocking(move || files::write_plain(&path, b""))).await;
+}
+
+/// Whether that has been noted.
+pub(super) async fn was_heard(shared: &Shared, record: &ContainerRecord) -> bool {
+    let path = heard(shared, record);
+    let noted = blocking(move || path.try_exists().map_err(StepError::io("looking into a bundle")));
+    noted.await.unwrap_or(false)
+}
+
+fn heard(shared: &Shared, record: &ContainerRecord) -> PathBuf {
+    shared.layout().bundle(record.id.as_str()).join("heard")
+}
+
 /// Leaves the container exited, with nothing of it in the OCI runtime.
 async fn fail(
     shared: &Arc<Shared>,
@@ -95,7 +121,9 @@ async fn fail(
     monitor: &Arc<dyn Monitor>,
     error: &PodError,
 ) {
-    teardown::free_container(shared, &sandbox.handler, record, Some(monitor)).await;
+    let steps = Steps::new(shared, "undo start container", record.display(), record.id.as_str());
+    let freed = teardown::free_container(shared, &sandbox.handler, record, Some(monitor));
+    steps.attempt("processes", freed).await;
     record.phase = ContainerPhase::Exited;
     record.pid = None;
     record.exit = Some(Exit {
@@ -104,7 +132,5 @@ async fn fail(
         message: types::error::chain(error),
         finished_at: shared.now(),
     });
-    if let Err(error) = record.save(shared.layout()).await {
-        super::actor::log_dropped("a failed start could not be recorded", &error);
-    }
+    steps.attempt("record", record.save(shared.layout())).await;
 }

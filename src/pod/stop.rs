@@ -82,6 +82,7 @@ impl Stop {
         if !self.deadline.is_past() {
             steps.run("signal", self.ask()).await?;
             let deadline = Arc::clone(&self.deadline);
+            let _grace = steps.waits("grace");
             // Dropping either arm loses nothing: a view is a snapshot, the deadline a timer.
             tokio::select! {
                 () = self.exited() => return Ok(()),

@@ -17,6 +17,7 @@ use types::{ContainerId, SandboxId};
 
 use super::error::StepError;
 use super::host::Host;
+use super::image_volumes::holder;
 use super::layout::Layout;
 use super::marks::Marks;
 use super::record::{blocking, load};
@@ -85,6 +86,22 @@ impl fmt::Display for Stray {
             Self::Directory { path } => write!(f, "directory {}", path.display()),
             Self::Lease { owner } => write!(f, "image lease of {owner}"),
             Self::Record { path, reason, .. } => write!(f, "record {}: {reason}", path.display()),
+        }
+    }
+}
+
+impl Stray {
+    /// The step that removes one of its kind.
+    pub(super) fn word(&self) -> &'static str {
+        match self {
+            Self::Monitor { .. } => "monitor",
+            Self::Cgroup { .. } => "cgroup",
+            Self::Network { .. } => "network",
+            Self::Namespace { .. } => "netns",
+            Self::Mount { .. } => "mount",
+            Self::Directory { .. } => "directory",
+            Self::Lease { .. } => "lease",
+            Self::Record { .. } => "record",
         }
     }
 }
@@ -162,7 +179,9 @@ impl World {
         let networks = self.networks.iter().cloned();
         seen.extend(networks.map(|sandbox| (Owner::Id(sandbox.to_string()), Stray::Network { sandbox })));
         seen.extend(
-            self.leases.iter().cloned().map(|owner| (Owner::Id(owner.clone()), Stray::Lease { owner })),
+            self.leases
+                .iter()
+                .map(|owner| (Owner::Id(holder(owner).to_owned()), Stray::Lease { owner: owner.clone() })),
         );
         Ok(seen)
     }
@@ -329,6 +348,17 @@ async fn end_monitor(shared: &Shared, id: &SandboxId, pid: i32) -> Result<(), St
     dismiss_monitor(shared, id).await;
     let (host, pods, id) = (Arc::clone(&shared.drivers.host), shared.layout().pods(), id.clone());
     blocking(move || host.end_monitor(&pods, pid, &id)).await
+}
+
+/// Ends the monitor of a sandbox whose socket is not there any more, if it lives.
+pub(super) async fn end_lost_monitor(shared: &Shared, id: &SandboxId) -> Result<(), StepError> {
+    let (host, pods, id) = (Arc::clone(&shared.drivers.host), shared.layout().pods(), id.clone());
+    blocking(move || {
+        let monitors = host.monitors(&pods)?;
+        let mut own = monitors.into_iter().filter(|(_, sandbox)| *sandbox == id);
+        own.try_for_each(|(pid, sandbox)| host.end_monitor(&pods, pid, &sandbox))
+    })
+    .await
 }
 
 /// Ends a monitor that still answers, with all it has.

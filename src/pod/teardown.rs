@@ -7,7 +7,7 @@
 //! namespace stays (the bridge plugin forgets its masquerade rules without it), and so does the record of a removed
 //! sandbox, which nobody sees any more but the next start of the server.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,15 +15,20 @@ use monitor_api::{ExitRecord, Monitor};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tracing::Instrument as _;
 use types::{ContainerId, ErrorKind, Kind as _};
 
 use super::error::{PodError, StepError};
+use super::figures::Place;
+use super::image_volumes;
 use super::layout::Layout;
 use super::network;
 use super::phase::ContainerPhase;
 use super::record::{ContainerRecord, SandboxRecord, blocking};
 use super::run_sandbox::pause_id;
 use super::shared::Shared;
+use super::steps::Steps;
+use super::strays;
 use super::view::{ContainerState, PodView};
 
 /// How long a plugin that fails keeps the network namespace alive.
@@ -35,6 +40,19 @@ const NETWORK_WAIT: Duration = Duration::from_secs(8);
 /// First and longest pause between repetitions of what could not be undone.
 const RETRY: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 const SIGKILL: i32 = 9;
+
+/// StopPodSandbox, in errors and logs.
+const STOP: &str = "stop sandbox";
+/// RemovePodSandbox.
+pub(super) const REMOVE: &str = "remove sandbox";
+/// What is done when RunPodSandbox fails.
+pub(super) const UNDO: &str = "undo run sandbox";
+/// What a start of the server does with what the one before has left.
+pub(super) const RECOVER: &str = "recover sandbox";
+
+/// What the steps are called by which a container is discarded: alone, and with its pod.
+pub(super) const ALONE: [&str; 3] = ["files", "image", "record"];
+const WITH_POD: [&str; 3] = ["container files", "container image", "container record"];
 
 /// The growing pause between repetitions.
 #[derive(Debug)]
@@ -63,52 +81,65 @@ pub(super) struct Target {
     pub(super) view: Option<watch::Receiver<Arc<PodView>>>,
 }
 
-/// Collects failures while the work goes on.
+/// The steps of a teardown, which goes on past failures and reports the first.
 #[derive(Debug)]
-struct Failures<'a> {
-    shared: &'a Shared,
-    verb: &'static str,
-    target: &'a Target,
+pub(super) struct Failures<'a> {
+    steps: Steps<'a>,
     first: Option<PodError>,
 }
 
 impl<'a> Failures<'a> {
-    fn new(shared: &'a Shared, verb: &'static str, target: &'a Target) -> Self {
-        Self { shared, verb, target, first: None }
+    pub(super) fn new(shared: &'a Shared, verb: &'static str, target: &Target) -> Self {
+        Self { steps: steps_of(shared, verb, &target.record), first: None }
     }
 
     /// Performs one step, whatever became of those before it.
     async fn run(&mut self, step: &'static str, work: impl Future<Output = Result<(), StepError>>) {
-        let result = match self.shared.faults.strike(self.verb, step).await {
-            Ok(()) => work.await,
-            Err(fault) => Err(fault),
-        };
-        let Err(source) = result else { return };
-        let error = types::error::chain(&source);
-        tracing::warn!(pod.id = %self.target.record.id, op = self.verb, step, error, "teardown step failed");
-        let object = super::display(&self.target.record.request);
-        self.first.get_or_insert(PodError::Step { verb: self.verb, object, step, source: Box::new(source) });
+        let result = self.steps.run(step, work).await;
+        self.note(result);
+    }
+
+    fn note(&mut self, result: Result<(), PodError>) {
+        if let Err(error) = result {
+            self.first.get_or_insert(error);
+        }
     }
 
     fn into_result(self) -> Result<(), PodError> {
+        self.steps.ended(self.first.is_none());
         self.first.map_or(Ok(()), Err)
     }
 }
 
+/// The steps of a verb on a sandbox.
+pub(super) fn steps_of<'a>(shared: &'a Shared, verb: &'static str, record: &SandboxRecord) -> Steps<'a> {
+    Steps::new(shared, verb, super::display(&record.request), record.id.as_str())
+}
+
+/// Shows that a verb on a sandbox goes on behind.
+fn place_of(shared: &Shared, verb: &'static str, record: &SandboxRecord, stage: &'static str) -> Place {
+    shared.figures.pending.enter(verb, super::display(&record.request), record.id.as_str(), stage)
+}
+
 /// Ends every process of the pod and releases its network; records, layers and logs stay.
 pub(super) async fn stop(shared: &Arc<Shared>, target: &Target) -> Result<(), PodError> {
-    let mut failures = Failures::new(shared, "stop sandbox", target);
+    let mut failures = Failures::new(shared, STOP, target);
     // What is still pending goes on by itself.
-    drop(release(shared, target, &mut failures).await);
+    drop(release(shared, STOP, target, &mut failures).await);
     failures.into_result()
 }
 
 /// Stops the pod and removes everything that is left of it, its record last.
-pub(super) async fn remove(shared: &Arc<Shared>, target: &Target) -> Result<(), PodError> {
-    let mut failures = Failures::new(shared, "remove sandbox", target);
-    let pending = release(shared, target, &mut failures).await;
+pub(super) async fn remove(
+    shared: &Arc<Shared>,
+    verb: &'static str,
+    target: &Target,
+) -> Result<(), PodError> {
+    let mut failures = Failures::new(shared, verb, target);
+    let pending = release(shared, verb, target, &mut failures).await;
     for container in &target.containers {
-        failures.run("container", discard_container(shared, container)).await;
+        let discarded = discard_container(shared, &failures.steps, WITH_POD, container).await;
+        failures.note(discarded);
     }
     failures.run("files", remove_files(shared, target)).await;
     if target.record.pause_image.is_some() {
@@ -118,50 +149,45 @@ pub(super) async fn remove(shared: &Arc<Shared>, target: &Target) -> Result<(), 
     }
     failures.run("cgroup", shared.parents.collect(&*shared.drivers.cgroups, &target.record.id)).await;
     if failures.first.is_none() {
-        let dir = shared.layout().record_dir(&target.record.id);
-        let forget = blocking(move || Ok(sys::atomic::remove_tree(&dir)?));
         match pending {
-            None => failures.run("record", forget).await,
-            Some(network) => forget_after(shared, network, forget),
+            None => failures.run("record", forget(shared, &target.record)).await,
+            Some(network) => forget_after(shared, verb, &target.record, network),
         }
     }
     failures.into_result()
 }
 
+async fn forget(shared: &Shared, record: &SandboxRecord) -> Result<(), StepError> {
+    let dir = shared.layout().record_dir(&record.id);
+    blocking(move || Ok(sys::atomic::remove_tree(&dir)?)).await
+}
+
 /// Keeps the record until the network is detached.
-fn forget_after(
-    shared: &Shared,
-    network: JoinHandle<()>,
-    forget: impl Future<Output = Result<(), StepError>> + Send + 'static,
-) {
+fn forget_after(shared: &Arc<Shared>, verb: &'static str, record: &SandboxRecord, network: JoinHandle<()>) {
+    let (worker, record) = (Arc::clone(shared), record.clone());
     shared.tasks.spawn(async move {
         if network.await.is_err() {
             return tracing::debug!("the network's teardown was cut off; the next start takes it up");
         }
-        if let Err(error) = forget.await {
-            super::actor::log_dropped("the record of a removed sandbox stays", &error);
+        let steps = steps_of(&worker, verb, &record);
+        let place = place_of(&worker, verb, &record, "record");
+        let mut pause = Pause::default();
+        while !place.attempt(&steps, "record", forget(&worker, &record)).await {
+            pause.wait().await;
         }
     });
 }
 
-/// The steps that both verbs share. The network's teardown is returned if it goes on behind.
+/// The steps that all of these verbs share. The network's teardown is returned if it goes on behind.
 async fn release(
     shared: &Arc<Shared>,
+    verb: &'static str,
     target: &Target,
     failures: &mut Failures<'_>,
 ) -> Option<JoinHandle<()>> {
     failures.run("containers", kill_containers(shared, target)).await;
-    let end = async {
-        end_processes(shared, target).await;
-        Ok(())
-    };
-    failures.run("processes", end).await;
-    let mut pending = None;
-    let detach = async {
-        pending = release_network(shared, &target.record).await;
-        Ok(())
-    };
-    failures.run("network", detach).await;
+    end_processes(shared, target, failures).await;
+    let pending = release_network(shared, verb, &target.record).await;
     if let Some(shm) = target.record.shm.clone() {
         let host = Arc::clone(&shared.drivers.host);
         failures.run("shm", blocking(move || host.unmount(&shm))).await;
@@ -203,29 +229,37 @@ pub(super) async fn kill(shared: &Shared, container: &ContainerRecord, monitor: 
 }
 
 /// Ends what is left of the pod in the OCI runtime, pause container last, and then the monitor.
-pub(super) async fn end_processes(shared: &Arc<Shared>, target: &Target) {
+pub(super) async fn end_processes(shared: &Arc<Shared>, target: &Target, failures: &mut Failures<'_>) {
     let handler = &target.record.handler;
     let monitor = target.monitor.as_ref();
     for container in &target.containers {
-        free_container(shared, handler, container, monitor).await;
+        failures.run("processes", free_container(shared, handler, container, monitor)).await;
     }
-    free(shared, handler, &pause_id(&target.record), &target.record.cgroup, monitor).await;
-    if let Some(monitor) = monitor
-        && let Err(error) = monitor.shutdown().await
-    {
-        let error = types::error::chain(&error);
-        tracing::debug!(pod.id = %target.record.id, error, "the monitor did not take leave");
+    let pause = pause_id(&target.record);
+    failures.run("pause", free(shared, handler, &pause, &target.record.cgroup, monitor)).await;
+    if let Some(monitor) = monitor {
+        failures.run("monitor", dismiss(monitor, target)).await;
     }
 }
 
-/// Frees what the OCI runtime and the kernel hold of a container whose processes may be dead or not.
+/// A monitor that does not take leave has gone already, or is found by the next start of the server.
+async fn dismiss(monitor: &Arc<dyn Monitor>, target: &Target) -> Result<(), StepError> {
+    if let Err(error) = monitor.shutdown().await {
+        let error = types::error::chain(&error);
+        tracing::debug!(pod.id = %target.record.id, error, "the monitor did not take leave");
+    }
+    Ok(())
+}
+
+/// Frees what the OCI runtime and the kernel hold of a container whose processes may be dead or not. What stays all the same is
+/// logged, and found by the next start of the server: a teardown does not wait for it.
 pub(super) async fn free_container(
     shared: &Arc<Shared>,
     handler: &str,
     container: &ContainerRecord,
     monitor: Option<&Arc<dyn Monitor>>,
-) {
-    free(shared, handler, &container.id, &container.cgroup, monitor).await;
+) -> Result<(), StepError> {
+    free(shared, handler, &container.id, &container.cgroup, monitor).await
 }
 
 async fn free(
@@ -234,12 +268,12 @@ async fn free(
     id: &ContainerId,
     cgroup: &str,
     monitor: Option<&Arc<dyn Monitor>>,
-) {
+) -> Result<(), StepError> {
     let cgroups = &shared.drivers.cgroups;
     if delete(id, monitor).await {
         forget_scope(shared, cgroup).await;
         if cgroups.directories(cgroup).is_empty() {
-            return;
+            return Ok(());
         }
     }
     // On v1 an OCI runtime that is killed in the middle of a start may leave a process frozen, which only this can end.
@@ -257,6 +291,7 @@ async fn free(
     if let Err(error) = freed.await {
         super::actor::log_dropped("a container could not be freed without its monitor", &error);
     }
+    Ok(())
 }
 
 /// Has the monitor delete the container; says whether it did.
@@ -277,17 +312,20 @@ async fn delete(id: &ContainerId, monitor: Option<&Arc<dyn Monitor>>) -> bool {
 async fn forget_scope(shared: &Arc<Shared>, cgroup: &str) {
     let Err(error) = shared.drivers.cgroups.release(cgroup).await else { return };
     let goes_on = error.kind() == ErrorKind::Unavailable;
-    super::actor::log_dropped("systemd does not know that a container is gone", &error.into());
+    let error = error.into();
+    super::actor::log_dropped("systemd does not know that a container is gone", &error);
     if !goes_on {
         return;
     }
     let (worker, cgroup) = (Arc::clone(shared), cgroup.to_owned());
+    let place = shared.figures.pending.enter("forget scope", format!("scope of {cgroup}"), "", "systemd");
+    place.failed(&error);
     shared.tasks.spawn(async move {
         let mut pause = Pause::default();
         loop {
             pause.wait().await;
             match worker.drivers.cgroups.release(&cgroup).await {
-                Err(error) if error.kind() == ErrorKind::Unavailable => {}
+                Err(error) if error.kind() == ErrorKind::Unavailable => place.failed(&error),
                 Ok(()) | Err(_) => return,
             }
         }
@@ -295,11 +333,12 @@ async fn forget_scope(shared: &Arc<Shared>, cgroup: &str) {
 }
 
 /// Detaches the pod's network, at once if that goes quickly, else in a task that repeats it until it is done.
-async fn release_network(shared: &Arc<Shared>, record: &SandboxRecord) -> Option<JoinHandle<()>> {
-    let netns = record.netns.clone()?;
-    let pod = network::describe(record);
-    let worker = Arc::clone(shared);
-    let mut detach = shared.tasks.spawn(async move { detach_until_done(&worker, pod, netns).await });
+async fn release_network(
+    shared: &Arc<Shared>,
+    verb: &'static str,
+    record: &SandboxRecord,
+) -> Option<JoinHandle<()>> {
+    let mut detach = detach(shared, verb, record)?;
     match tokio::time::timeout(NETWORK_WAIT, &mut detach).await {
         Ok(_) => None,
         Err(_) => {
@@ -309,46 +348,100 @@ async fn release_network(shared: &Arc<Shared>, record: &SandboxRecord) -> Option
     }
 }
 
-/// Takes up the teardown of a stopped sandbox's network that an earlier server did not end, or never came to.
-pub(super) fn resume_detaching(shared: &Arc<Shared>, record: &SandboxRecord) {
-    let Some(netns) = record.netns.clone() else { return };
-    let (worker, pod) = (Arc::clone(shared), network::describe(record));
-    shared.tasks.spawn(async move { detach_until_done(&worker, pod, netns).await });
+/// Begins the teardown of the network of a sandbox that has one; also of a stopped one's that an earlier server did not end,
+/// or never came to.
+pub(super) fn detach(
+    shared: &Arc<Shared>,
+    verb: &'static str,
+    record: &SandboxRecord,
+) -> Option<JoinHandle<()>> {
+    let netns = record.netns.clone()?;
+    let (worker, record) = (Arc::clone(shared), record.clone());
+    let work = async move {
+        let steps = steps_of(&worker, verb, &record);
+        let place = place_of(&worker, verb, &record, "network");
+        detach_until_done(&worker, (&steps, &place), &network::describe(&record), &netns).await;
+    };
+    Some(shared.tasks.spawn(work.in_current_span()))
 }
 
-/// Repeats the network's teardown with a growing pause, then removes the namespace.
-async fn detach_until_done(shared: &Arc<Shared>, pod: cni::PodNetwork, netns: PathBuf) {
+/// Repeats the network's teardown with a growing pause, then removes the namespace, as often as that takes.
+async fn detach_until_done(
+    shared: &Shared,
+    (steps, place): (&Steps<'_>, &Place),
+    pod: &cni::PodNetwork,
+    netns: &Path,
+) {
     let begun = Instant::now();
-    let mut pause = Pause::default();
-    while let Err(error) = shared.drivers.network.teardown(&pod).await {
-        let error = types::error::chain(&error);
-        tracing::warn!(pod.id = %pod.sandbox, error, "the network could not be detached; trying again");
-        if begun.elapsed() > NETNS_WAIT {
-            remove_netns(shared, &netns).await;
+    let (mut pause, mut attached) = (Pause::default(), true);
+    loop {
+        attached = attached && !place.attempt(steps, "network", shared.drivers.network.teardown(pod)).await;
+        if !attached || begun.elapsed() > NETNS_WAIT {
+            let removed = place.attempt(steps, "netns", remove_netns(shared, netns)).await;
+            if removed && !attached {
+                return;
+            }
         }
+        let _pause = steps.waits("pause before it is tried again");
         pause.wait().await;
     }
-    remove_netns(shared, &netns).await;
 }
 
-async fn remove_netns(shared: &Shared, netns: &Path) {
+async fn remove_netns(shared: &Shared, netns: &Path) -> Result<(), StepError> {
     let (host, path) = (Arc::clone(&shared.drivers.host), netns.to_owned());
-    if let Err(error) = blocking(move || host.remove_netns(&path)).await {
-        super::actor::log_dropped("a network namespace could not be removed", &error);
-    }
+    blocking(move || host.remove_netns(&path)).await
 }
 
-/// Removes a container's bundle, writable layer, image lease and record.
-pub(super) async fn discard_container(shared: &Shared, container: &ContainerRecord) -> Result<(), StepError> {
+/// Removes a container's bundle and writable layer, its images' leases, and its record last.
+pub(super) async fn discard_container(
+    shared: &Shared,
+    steps: &Steps<'_>,
+    [files, image, record]: [&'static str; 3],
+    container: &ContainerRecord,
+) -> Result<(), PodError> {
     let bundle = shared.layout().bundle(container.id.as_str());
     let layer = shared.layout().layer_dir(&container.id);
-    blocking(move || {
+    let remove = blocking(move || {
         sys::atomic::remove_tree(&bundle)?;
         Ok(sys::atomic::remove_tree(&layer)?)
-    })
-    .await?;
-    shared.drivers.images.release(container.id.as_str()).await?;
-    container.delete(shared.layout()).await
+    });
+    steps.run(files, remove).await?;
+    steps.run(image, release_images(shared, container)).await?;
+    steps.run(record, container.delete(shared.layout())).await
+}
+
+/// Discards a container that nobody sees any more. What stays is on record, and tried again behind until it is gone.
+pub(super) async fn discard_in_the_end(shared: &Arc<Shared>, verb: &'static str, container: ContainerRecord) {
+    let Err(error) = discard_unseen(shared, verb, &container).await else { return };
+    let (id, pending) = (container.id.as_str(), &shared.figures.pending);
+    let place = pending.enter(verb, container.display(), id, "files and record");
+    place.failed(&error);
+    let worker = Arc::clone(shared);
+    shared.tasks.spawn(async move {
+        let mut pause = Pause::default();
+        loop {
+            pause.wait().await;
+            match discard_unseen(&worker, verb, &container).await {
+                Ok(()) => return,
+                Err(error) => place.failed(&error),
+            }
+        }
+    });
+}
+
+async fn discard_unseen(
+    shared: &Shared,
+    verb: &'static str,
+    container: &ContainerRecord,
+) -> Result<(), PodError> {
+    let steps = Steps::new(shared, verb, container.display(), container.id.as_str());
+    discard_container(shared, &steps, ALONE, container).await
+}
+
+async fn release_images(shared: &Shared, container: &ContainerRecord) -> Result<(), StepError> {
+    let images = &*shared.drivers.images;
+    image_volumes::release(images, container).await?;
+    Ok(images.release(container.id.as_str()).await?)
 }
 
 async fn remove_files(shared: &Shared, target: &Target) -> Result<(), StepError> {
@@ -379,15 +472,27 @@ fn read_exit_file(path: &Path) -> Option<ExitRecord> {
     }
 }
 
-/// Repeats the removal of a sandbox that no task owns any more.
-pub(super) fn retry_removal(shared: &Arc<Shared>, target: Target) {
+/// Repeats the removal of a sandbox that no task owns any more. The connection to its monitor has gone with the first attempt, so
+/// each has one of its own; a monitor whose socket has gone is ended as a process.
+pub(super) fn retry_removal(shared: &Arc<Shared>, verb: &'static str, mut target: Target) {
     let worker = Arc::clone(shared);
+    let place = place_of(shared, verb, &target.record, "all of it");
     shared.tasks.spawn(async move {
         let mut pause = Pause::default();
         loop {
             pause.wait().await;
-            if remove(&worker, &target).await.is_ok() {
-                return;
+            let connection = worker.drivers.monitors.connect(&target.record.id).await.unwrap_or_default();
+            target.monitor = connection.as_ref().map(|connection| Arc::clone(&connection.monitor));
+            let steps = steps_of(&worker, verb, &target.record);
+            let id = &target.record.id;
+            let end_monitor = strays::end_lost_monitor(&worker, id);
+            if connection.is_none() && !place.attempt(&steps, "monitor", end_monitor).await {
+                continue;
+            }
+            place.at("all of it");
+            match remove(&worker, verb, &target).await {
+                Ok(()) => return,
+                Err(error) => place.failed(&error),
             }
         }
     });

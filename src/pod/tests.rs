@@ -12,18 +12,30 @@ use image::fake::FakeImages;
 use monitor_api::RuntimeCommand;
 use monitor_api::fake::{Call, FakeMonitors, Fault};
 use spec::oci_spec::image::{ConfigBuilder, ImageConfigurationBuilder};
-use spec::{ContainerRequest, NodeFacts, SandboxRequest};
+use spec::{ContainerRequest, SandboxRequest};
 use tempfile::TempDir;
 use types::{ContainerId, ErrorKind, Kind, SandboxId};
 
+use super::confinement::Confinement as _;
+use super::confinement::fake::FakeConfinement;
 use super::host::fake::FakeHost;
 use super::view::{ContainerState, SandboxState};
-use super::{Drivers, Handler, Layout, PodError, Pods, Settings};
+use super::{Drivers, Handler, Layout, PodError, Pods, Settings, SharedError, StepError};
 
+mod confine;
+mod events;
 mod failpoints;
+mod figures;
+mod image_volumes;
+mod in_flight;
+mod observer;
 mod retries;
+mod rules;
+mod sessions;
 mod strays;
 mod update;
+mod userns;
+mod volumes;
 
 const IMAGE: &str = "example.test/app:1";
 
@@ -35,11 +47,13 @@ struct Node {
     cgroups: Arc<FakeCgroups>,
     monitors: Arc<FakeMonitors>,
     host: Arc<FakeHost>,
+    confinement: Arc<FakeConfinement>,
 }
 
 impl Node {
     fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        // In memory where that is possible: a life syncs dozens of files, and there are hundreds of lives.
+        let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let layer = dir.path().join("layer");
         std::fs::create_dir(&layer).unwrap();
         let images = Arc::new(FakeImages::new());
@@ -66,6 +80,7 @@ impl Node {
             cgroups: Arc::new(FakeCgroups::new(DriverKind::Cgroupfs)),
             monitors: Arc::new(FakeMonitors::new()),
             host: Arc::new(FakeHost::default()),
+            confinement: Arc::new(FakeConfinement::default()),
         }
     }
 
@@ -84,17 +99,20 @@ impl Node {
         // Stands in for an OCI runtime where one is called without the monitor.
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("crates/runtime/tests/update.sh");
         let command = RuntimeCommand { path, root, systemd_cgroup: false };
-        let handler = Handler { name: "runc".to_owned(), command, broken: None, recursive_read_only: false };
+        let handler = Handler::new("runc".to_owned(), command);
         let settings = Settings {
-            layout,
-            facts: NodeFacts::default(),
             handlers: [("runc".to_owned(), handler)].into(),
-            retired: [].into(),
             default_handler: "runc".to_owned(),
             pause_image,
             runtime_timeout: Duration::from_secs(5),
             netns_dir: self.dir.path().join("netns"),
             exec_output_bytes: 1 << 20,
+            facts: spec::NodeFacts {
+                apparmor: self.confinement.has_apparmor(),
+                selinux: self.confinement.selinux().is_some(),
+                ..spec::NodeFacts::default()
+            },
+            ..Settings::at(layout)
         };
         let drivers = Drivers {
             images: Arc::<FakeImages>::clone(&self.images),
@@ -102,6 +120,7 @@ impl Node {
             cgroups: Arc::<FakeCgroups>::clone(&self.cgroups),
             monitors: Arc::<FakeMonitors>::clone(&self.monitors),
             host: Arc::<FakeHost>::clone(&self.host),
+            confinement: Arc::<FakeConfinement>::clone(&self.confinement),
         };
         Pods::new(drivers, settings)
     }
@@ -143,12 +162,28 @@ fn sandbox(name: &str) -> SandboxRequest {
 }
 
 fn container(name: &str) -> ContainerRequest {
+    container_with(name, Vec::new())
+}
+
+fn container_with(name: &str, mounts: Vec<v1::Mount>) -> ContainerRequest {
     let config = v1::ContainerConfig {
         metadata: Some(v1::ContainerMetadata { name: name.to_owned(), attempt: 0 }),
         image: Some(v1::ImageSpec { image: IMAGE.to_owned(), ..v1::ImageSpec::default() }),
+        mounts,
         ..v1::ContainerConfig::default()
     };
     ContainerRequest::parse(config).unwrap()
+}
+
+/// A mount of an image, or of a directory in it.
+fn image_mount(container_path: &str, image: &str, sub_path: &str) -> v1::Mount {
+    v1::Mount {
+        container_path: container_path.to_owned(),
+        image: Some(v1::ImageSpec { image: image.to_owned(), ..v1::ImageSpec::default() }),
+        image_sub_path: sub_path.to_owned(),
+        readonly: true,
+        ..v1::Mount::default()
+    }
 }
 
 /// A pod with one running container.

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cgroup::{Limits, SavedLimits};
 use spec::oci_spec::runtime::{LinuxResources, Spec};
-use spec::{ContainerRequest, ResourcesUpdate};
+use spec::{ContainerRequest, NodeFacts, ResourcesUpdate};
 
 use super::error::{PodError, StepError};
 use super::phase::ContainerPhase;
@@ -23,6 +23,8 @@ use super::steps::Steps;
 const LIMIT: Duration = Duration::from_secs(30);
 /// The verb in errors and logs.
 pub(super) const VERB: &str = "update container";
+/// The taking back of a change that was refused.
+pub(super) const UNDO: &str = "undo update container";
 
 /// A change of limits, from the record as it was to a request.
 #[derive(Debug)]
@@ -40,11 +42,12 @@ pub(super) struct Update {
 /// Checks the change against the node and what is in force; touches nothing.
 pub(super) fn target(
     shared: &Shared,
+    handler: &str,
     record: &ContainerRecord,
     update: &ResourcesUpdate,
 ) -> Result<Arc<ContainerRequest>, PodError> {
     let target = record.request.with_resources(update)?;
-    spec::resources::updated_resources(&target, &shared.settings().facts)?;
+    spec::resources::updated_resources(&target, &shared.settings().facts_of(handler))?;
     Ok(Arc::new(target))
 }
 
@@ -91,7 +94,7 @@ impl Update {
     }
 
     async fn change_running(&mut self, steps: &Steps<'_>) -> Result<(), PodError> {
-        let resources = spec::resources::updated_resources(&self.target, &self.shared.settings().facts)?;
+        let resources = spec::resources::updated_resources(&self.target, &self.facts())?;
         let mut limits = limits(&resources);
         if !self.resumed {
             self.saved = Some(steps.run("look", self.save(&limits)).await?);
@@ -115,27 +118,26 @@ impl Update {
 
     /// Puts everything back as it was. What cannot be put back is logged; the error that led here is the one to be told.
     pub(super) async fn undo(&self) {
-        let running = self.record.phase == ContainerPhase::Running;
-        self.note("config", self.write_config(&self.record.request).await);
-        if !running {
+        let steps = Steps::new(&self.shared, UNDO, self.record.display(), self.record.id.as_str());
+        steps.attempt("config", self.write_config(&self.record.request)).await;
+        if self.record.phase != ContainerPhase::Running {
             return;
         }
-        match spec::resources::updated_resources(&self.record.request, &self.shared.settings().facts) {
-            // Its own memory of the limits matters for its next update. What it does not put back, the next lines do.
-            Ok(resources) => self.note("OCI update", self.call_runtime(&resources).await),
-            Err(error) => self.note("OCI update", Err(error.into())),
-        }
+        // Its own memory of the limits matters for its next update. What it does not put back, the next lines do.
+        steps.attempt("OCI update", self.call_runtime_again()).await;
         if let Some(saved) = &self.saved {
-            let restored = self.shared.drivers.cgroups.restore_limits(&self.record.cgroup, saved).await;
-            self.note("restore", restored.map_err(Into::into));
+            let restored = self.shared.drivers.cgroups.restore_limits(&self.record.cgroup, saved);
+            steps.attempt("restore", restored).await;
         }
-        self.note("oom score", self.set_oom_score(&self.target, &self.record.request).await);
+        steps.attempt("oom score", self.set_oom_score(&self.target, &self.record.request)).await;
     }
 
-    fn note(&self, step: &'static str, result: Result<(), StepError>) {
-        let Err(error) = result else { return };
-        let error = types::error::chain(&error);
-        tracing::warn!(container.id = %self.record.id, step, error, "a refused update could not be undone in full");
+    async fn call_runtime_again(&self) -> Result<(), StepError> {
+        self.call_runtime(&spec::resources::updated_resources(&self.record.request, &self.facts())?).await
+    }
+
+    fn facts(&self) -> NodeFacts {
+        self.shared.settings().facts_of(&self.handler)
     }
 
     async fn save(&self, limits: &Limits) -> Result<SavedLimits, StepError> {
@@ -157,14 +159,14 @@ impl Update {
     /// Rewrites the limits in the bundle's config.json, from which the container is started and its commands are made.
     async fn write_config(&self, request: &Arc<ContainerRequest>) -> Result<(), StepError> {
         let path = self.shared.layout().bundle(self.record.id.as_str()).join("config.json");
-        let (shared, request) = (Arc::clone(&self.shared), Arc::clone(request));
+        let (facts, request) = (self.facts(), Arc::clone(request));
         blocking(move || {
             let what = || "changing the container's config.json";
             let bytes = std::fs::read(&path).map_err(StepError::io(what()))?;
             let broken =
                 |error: serde_json::Error| StepError::Io { what: what().to_owned(), source: error.into() };
             let mut spec: Spec = serde_json::from_slice(&bytes).map_err(broken)?;
-            spec::resources::update_spec(&mut spec, &request, &shared.settings().facts)?;
+            spec::resources::update_spec(&mut spec, &request, &facts)?;
             let json = serde_json::to_vec(&spec).map_err(broken)?;
             // Whoever reads it meanwhile sees the old one or the new one.
             Ok(sys::atomic::write(&path, &json, 0o644)?)
@@ -211,7 +213,8 @@ impl Update {
 
     /// The OCI runtime knows no such update, so the processes are changed here; those that chose their own score keep it.
     async fn set_oom_score(&self, from: &ContainerRequest, to: &ContainerRequest) -> Result<(), StepError> {
-        let score = |request| spec::resources::oom_score_adj(request, &self.shared.settings().facts);
+        let facts = self.facts();
+        let score = |request| spec::resources::oom_score_adj(request, &facts);
         let (from, to) = (score(from), score(to));
         if from == to {
             return Ok(());

@@ -1,16 +1,14 @@
 //! ImageService.
 
-use std::pin::Pin;
-
 use cri_api::v1;
 use cri_api::v1::image_service_server::ImageService;
 use image::PullRequest;
-use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
 use super::Parts;
+use super::chunks::{Streamed, chunked};
 use super::convert;
-use super::status::{missing, status, unimplemented};
+use super::status::{missing, pull_status, status};
 
 type Reply<T> = Result<Response<T>, Status>;
 
@@ -24,6 +22,16 @@ impl ImageEdge {
     pub(super) fn new(parts: Parts) -> Self {
         Self { parts }
     }
+
+    /// All images, or what a name means.
+    fn images_by(&self, filter: Option<v1::ImageFilter>) -> Vec<v1::Image> {
+        let wanted = filter.and_then(|filter| filter.image).unwrap_or_default().image;
+        if wanted.is_empty() {
+            self.parts.images.list().iter().map(|record| convert::image::item(record)).collect()
+        } else {
+            self.parts.images.resolve(&wanted).iter().map(|record| convert::image::item(record)).collect()
+        }
+    }
 }
 
 /// The image name of a request.
@@ -35,19 +43,18 @@ fn name(spec: Option<v1::ImageSpec>) -> Result<String, Status> {
 #[tonic::async_trait]
 impl ImageService for ImageEdge {
     async fn list_images(&self, request: Request<v1::ListImagesRequest>) -> Reply<v1::ListImagesResponse> {
-        let wanted = request.into_inner().filter.and_then(|filter| filter.image).unwrap_or_default().image;
-        let images = if wanted.is_empty() {
-            self.parts.images.list().iter().map(|record| convert::image::item(record)).collect()
-        } else {
-            self.parts.images.resolve(&wanted).iter().map(|record| convert::image::item(record)).collect()
-        };
+        let images = self.images_by(request.into_inner().filter);
         Ok(Response::new(v1::ListImagesResponse { images }))
     }
 
-    type StreamImagesStream = Pin<Box<dyn Stream<Item = Result<v1::StreamImagesResponse, Status>> + Send>>;
+    type StreamImagesStream = Streamed<v1::StreamImagesResponse>;
 
-    async fn stream_images(&self, _: Request<v1::StreamImagesRequest>) -> Reply<Self::StreamImagesStream> {
-        unimplemented("StreamImages")
+    async fn stream_images(
+        &self,
+        request: Request<v1::StreamImagesRequest>,
+    ) -> Reply<Self::StreamImagesStream> {
+        let images = self.images_by(request.into_inner().filter);
+        Ok(chunked(images, |images| v1::StreamImagesResponse { images }))
     }
 
     async fn image_status(&self, request: Request<v1::ImageStatusRequest>) -> Reply<v1::ImageStatusResponse> {
@@ -62,9 +69,14 @@ impl ImageService for ImageEdge {
 
     async fn pull_image(&self, request: Request<v1::PullImageRequest>) -> Reply<v1::PullImageResponse> {
         let request = request.into_inner();
+        let handler = request.image.as_ref().map_or("", |image| image.runtime_handler.as_str());
+        if !handler.is_empty() {
+            // All handlers have the same images, but one that does not exist has none.
+            self.parts.pods.settings().handler(handler).map_err(|error| status(&error))?;
+        }
         let reference = name(request.image)?;
         let pull = PullRequest { reference, auth: request.auth.map(convert::image::auth), platform: None };
-        let id = self.parts.images.pull(pull).await.map_err(|error| status(&error))?;
+        let id = self.parts.images.pull(pull).await.map_err(|error| pull_status(&error))?;
         Ok(Response::new(v1::PullImageResponse { image_ref: id.to_string() }))
     }
 

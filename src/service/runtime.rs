@@ -1,7 +1,7 @@
 //! RuntimeService.
 
 use std::collections::HashMap;
-use std::pin::Pin;
+use std::sync::Arc;
 use std::time::Duration;
 
 use cri_api::v1;
@@ -10,12 +10,14 @@ use rustix::fs::StatVfsMountFlags;
 use serde_json::json;
 use spec::resources::SandboxResources;
 use spec::{ContainerRequest, ResourcesUpdate, SandboxRequest};
-use tokio_stream::Stream;
 use tonic::{Request, Response, Status};
 
-use super::convert::{container, json as text, sandbox};
+use super::chunks::{Streamed, chunked};
+use super::convert::{container, json as text, sandbox, stats};
+use super::events::Events;
 use super::status::{missing, status, unimplemented};
-use super::{Parts, Readiness};
+use super::{Parts, Readiness, cri_metrics, streams};
+use crate::pod::view::{ContainerView, PodView, SandboxState, SandboxView};
 
 /// The name in `crimson://<container id>`; never changes.
 const RUNTIME_NAME: &str = "crimson";
@@ -25,7 +27,6 @@ const KUBELET_API_VERSION: &str = "0.1.0";
 const RUNTIME_API_VERSION: &str = "v1";
 
 type Reply<T> = Result<Response<T>, Status>;
-type Streamed<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// RuntimeService on the pods.
 #[derive(Debug)]
@@ -100,7 +101,7 @@ impl RuntimeEdge {
         for handler in usable {
             let features = v1::RuntimeHandlerFeatures {
                 recursive_read_only_mounts: handler.recursive_read_only,
-                user_namespaces: false,
+                user_namespaces: handler.user_namespaces,
             };
             if handler.name == settings.default_handler {
                 handlers.push(v1::RuntimeHandler { name: String::new(), features: Some(features) });
@@ -108,6 +109,11 @@ impl RuntimeEdge {
             handlers.push(v1::RuntimeHandler { name: handler.name.clone(), features: Some(features) });
         }
         handlers
+    }
+
+    /// Whether some handler can give a pod a user namespace; then it can have the node's network as well.
+    fn has_user_namespaces(&self) -> bool {
+        self.parts.pods.settings().handlers.values().any(|it| it.broken.is_none() && it.user_namespaces)
     }
 
     fn verbose_status(&self) -> HashMap<String, String> {
@@ -119,6 +125,67 @@ impl RuntimeEdge {
             ("lastCNILoadStatus".to_owned(), text(&load)),
             ("crimson".to_owned(), text(&json!({ "version": env!("CARGO_PKG_VERSION") }))),
         ])
+    }
+}
+
+/// Lists, which come whole or in chunks.
+impl RuntimeEdge {
+    async fn sandboxes_by(
+        &self,
+        filter: Option<v1::PodSandboxFilter>,
+    ) -> Result<Vec<v1::PodSandbox>, Status> {
+        self.recovered().await?;
+        let pods = self.parts.pods.list();
+        let views = pods.iter().filter_map(|pod| pod.sandbox.as_ref());
+        let passing = views.filter(|view| sandbox::passes(view, filter.as_ref()));
+        Ok(passing.map(|view| sandbox::item(view)).collect())
+    }
+
+    async fn containers_by(&self, filter: Option<v1::ContainerFilter>) -> Result<Vec<v1::Container>, Status> {
+        self.recovered().await?;
+        let pods = self.parts.pods.list();
+        let views = pods.iter().flat_map(|pod| &pod.containers);
+        let passing = views.filter(|view| container::passes(view, filter.as_ref()));
+        Ok(passing.map(|view| container::item(view)).collect())
+    }
+
+    async fn container_stats_by(
+        &self,
+        filter: Option<v1::ContainerStatsFilter>,
+    ) -> Result<Vec<v1::ContainerStats>, Status> {
+        self.recovered().await?;
+        let pods = self.parts.pods.list();
+        let views = pods.iter().flat_map(|pod| &pod.containers);
+        let wanted = views.filter(|view| stats::container_passes(view, filter.as_ref())).cloned().collect();
+        let mut found = self.stats_of(wanted).await;
+        // Without figures it has ended since the list was made.
+        found.retain(|stats| stats.cpu.is_some());
+        Ok(found)
+    }
+
+    async fn sandbox_stats_by(
+        &self,
+        filter: Option<v1::PodSandboxStatsFilter>,
+    ) -> Result<Vec<v1::PodSandboxStats>, Status> {
+        self.recovered().await?;
+        let mut pods = self.parts.pods.list();
+        let passes = |view: &SandboxView| {
+            view.state == SandboxState::Ready && stats::sandbox_passes(view, filter.as_ref())
+        };
+        pods.retain(|pod| pod.sandbox.as_deref().is_some_and(passes));
+        Ok(self.stats_of_sandboxes(pods).await)
+    }
+
+    async fn stats_of(&self, containers: Vec<Arc<ContainerView>>) -> Vec<v1::ContainerStats> {
+        let layers = self.parts.meter.layers().display().to_string();
+        let found = self.parts.meter.containers(containers).await;
+        found.iter().map(|found| stats::container(found, &layers)).collect()
+    }
+
+    async fn stats_of_sandboxes(&self, pods: Vec<Arc<PodView>>) -> Vec<v1::PodSandboxStats> {
+        let layers = self.parts.meter.layers().display().to_string();
+        let found = self.parts.meter.sandboxes(pods).await;
+        found.iter().map(|found| stats::sandbox(found, &layers)).collect()
     }
 }
 
@@ -141,7 +208,7 @@ impl RuntimeService for RuntimeEdge {
             runtime_handlers: self.handlers(),
             features: Some(v1::RuntimeFeatures {
                 supplemental_groups_policy: true,
-                user_namespaces_host_network: false,
+                user_namespaces_host_network: self.has_user_namespaces(),
             }),
         }))
     }
@@ -205,16 +272,16 @@ impl RuntimeService for RuntimeEdge {
     ) -> Reply<v1::PodSandboxStatusResponse> {
         self.recovered().await?;
         let request = request.into_inner();
-        let (view, pod) =
-            self.parts.pods.sandbox(&request.pod_sandbox_id).map_err(|error| status(&*error))?;
+        let found = self.parts.pods.sandbox_at(&request.pod_sandbox_id);
+        let (time, view, pod) = found.map_err(|error| status(&*error))?;
         let bundle = self.parts.pods.layout().bundle(view.id.as_str());
         let info = if request.verbose { sandbox::info(&view, &bundle) } else { HashMap::new() };
         let facts = &self.parts.pods.settings().facts;
         Ok(Response::new(v1::PodSandboxStatusResponse {
             status: Some(sandbox::status(&view)),
             info,
-            containers_statuses: pod.containers.iter().map(|view| container::status(view, facts)).collect(),
-            timestamp: types::Timestamp::now().0,
+            containers_statuses: container::statuses(&pod, facts),
+            timestamp: time.0,
         }))
     }
 
@@ -222,13 +289,8 @@ impl RuntimeService for RuntimeEdge {
         &self,
         request: Request<v1::ListPodSandboxRequest>,
     ) -> Reply<v1::ListPodSandboxResponse> {
-        self.recovered().await?;
-        let filter = request.into_inner().filter;
-        let pods = self.parts.pods.list();
-        let views = pods.iter().filter_map(|pod| pod.sandbox.as_ref());
-        let items =
-            views.filter(|view| sandbox::passes(view, filter.as_ref())).map(|view| sandbox::item(view));
-        Ok(Response::new(v1::ListPodSandboxResponse { items: items.collect() }))
+        let items = self.sandboxes_by(request.into_inner().filter).await?;
+        Ok(Response::new(v1::ListPodSandboxResponse { items }))
     }
 
     async fn create_container(
@@ -284,9 +346,10 @@ impl RuntimeService for RuntimeEdge {
         let filter = request.into_inner().filter;
         let pods = self.parts.pods.list();
         let views = pods.iter().flat_map(|pod| &pod.containers);
-        let items =
-            views.filter(|view| container::passes(view, filter.as_ref())).map(|view| container::item(view));
-        Ok(Response::new(v1::ListContainersResponse { containers: items.collect() }))
+        let passing = views.filter(|view| container::passes(view, filter.as_ref()));
+        let entries: Vec<&[u8]> = passing.map(|view| container::entry(view)).collect();
+        let encoded = entries.concat();
+        Ok(Response::new(v1::ListContainersResponse { containers: Vec::new(), encoded }))
     }
 
     async fn container_status(
@@ -328,17 +391,19 @@ impl RuntimeService for RuntimeEdge {
     type StreamPodSandboxesStream = Streamed<v1::StreamPodSandboxesResponse>;
     async fn stream_pod_sandboxes(
         &self,
-        _: Request<v1::StreamPodSandboxesRequest>,
+        request: Request<v1::StreamPodSandboxesRequest>,
     ) -> Reply<Self::StreamPodSandboxesStream> {
-        unimplemented("StreamPodSandboxes")
+        let items = self.sandboxes_by(request.into_inner().filter).await?;
+        Ok(chunked(items, |pod_sandboxes| v1::StreamPodSandboxesResponse { pod_sandboxes }))
     }
 
     type StreamContainersStream = Streamed<v1::StreamContainersResponse>;
     async fn stream_containers(
         &self,
-        _: Request<v1::StreamContainersRequest>,
+        request: Request<v1::StreamContainersRequest>,
     ) -> Reply<Self::StreamContainersStream> {
-        unimplemented("StreamContainers")
+        let items = self.containers_by(request.into_inner().filter).await?;
+        Ok(chunked(items, |containers| v1::StreamContainersResponse { containers }))
     }
 
     async fn update_container_resources(
@@ -354,60 +419,78 @@ impl RuntimeService for RuntimeEdge {
         Ok(Response::new(v1::UpdateContainerResourcesResponse {}))
     }
 
-    async fn exec(&self, _: Request<v1::ExecRequest>) -> Reply<v1::ExecResponse> {
-        unimplemented("Exec")
+    async fn exec(&self, request: Request<v1::ExecRequest>) -> Reply<v1::ExecResponse> {
+        self.recovered().await?;
+        let url = streams::exec(&self.parts, request.into_inner()).await?;
+        Ok(Response::new(v1::ExecResponse { url }))
     }
 
-    async fn attach(&self, _: Request<v1::AttachRequest>) -> Reply<v1::AttachResponse> {
-        unimplemented("Attach")
+    async fn attach(&self, request: Request<v1::AttachRequest>) -> Reply<v1::AttachResponse> {
+        self.recovered().await?;
+        let url = streams::attach(&self.parts, request.into_inner()).await?;
+        Ok(Response::new(v1::AttachResponse { url }))
     }
 
-    async fn port_forward(&self, _: Request<v1::PortForwardRequest>) -> Reply<v1::PortForwardResponse> {
-        unimplemented("PortForward")
+    async fn port_forward(&self, request: Request<v1::PortForwardRequest>) -> Reply<v1::PortForwardResponse> {
+        self.recovered().await?;
+        let url = streams::port_forward(&self.parts, request.into_inner())?;
+        Ok(Response::new(v1::PortForwardResponse { url }))
     }
 
     async fn container_stats(
         &self,
-        _: Request<v1::ContainerStatsRequest>,
+        request: Request<v1::ContainerStatsRequest>,
     ) -> Reply<v1::ContainerStatsResponse> {
-        unimplemented("ContainerStats")
+        self.recovered().await?;
+        let id = request.into_inner().container_id;
+        let view = self.parts.pods.container(&id).map_err(|error| status(&*error))?;
+        let stats = self.stats_of(vec![view]).await.pop();
+        Ok(Response::new(v1::ContainerStatsResponse { stats }))
     }
 
     async fn list_container_stats(
         &self,
-        _: Request<v1::ListContainerStatsRequest>,
+        request: Request<v1::ListContainerStatsRequest>,
     ) -> Reply<v1::ListContainerStatsResponse> {
-        unimplemented("ListContainerStats")
+        let stats = self.container_stats_by(request.into_inner().filter).await?;
+        Ok(Response::new(v1::ListContainerStatsResponse { stats }))
     }
 
     type StreamContainerStatsStream = Streamed<v1::StreamContainerStatsResponse>;
     async fn stream_container_stats(
         &self,
-        _: Request<v1::StreamContainerStatsRequest>,
+        request: Request<v1::StreamContainerStatsRequest>,
     ) -> Reply<Self::StreamContainerStatsStream> {
-        unimplemented("StreamContainerStats")
+        let stats = self.container_stats_by(request.into_inner().filter).await?;
+        Ok(chunked(stats, |container_stats| v1::StreamContainerStatsResponse { container_stats }))
     }
 
     async fn pod_sandbox_stats(
         &self,
-        _: Request<v1::PodSandboxStatsRequest>,
+        request: Request<v1::PodSandboxStatsRequest>,
     ) -> Reply<v1::PodSandboxStatsResponse> {
-        unimplemented("PodSandboxStats")
+        self.recovered().await?;
+        let id = request.into_inner().pod_sandbox_id;
+        let (_, pod) = self.parts.pods.sandbox(&id).map_err(|error| status(&*error))?;
+        let stats = self.stats_of_sandboxes(vec![pod]).await.pop();
+        Ok(Response::new(v1::PodSandboxStatsResponse { stats }))
     }
 
     async fn list_pod_sandbox_stats(
         &self,
-        _: Request<v1::ListPodSandboxStatsRequest>,
+        request: Request<v1::ListPodSandboxStatsRequest>,
     ) -> Reply<v1::ListPodSandboxStatsResponse> {
-        unimplemented("ListPodSandboxStats")
+        let stats = self.sandbox_stats_by(request.into_inner().filter).await?;
+        Ok(Response::new(v1::ListPodSandboxStatsResponse { stats }))
     }
 
     type StreamPodSandboxStatsStream = Streamed<v1::StreamPodSandboxStatsResponse>;
     async fn stream_pod_sandbox_stats(
         &self,
-        _: Request<v1::StreamPodSandboxStatsRequest>,
+        request: Request<v1::StreamPodSandboxStatsRequest>,
     ) -> Reply<Self::StreamPodSandboxStatsStream> {
-        unimplemented("StreamPodSandboxStats")
+        let stats = self.sandbox_stats_by(request.into_inner().filter).await?;
+        Ok(chunked(stats, |pod_sandbox_stats| v1::StreamPodSandboxStatsResponse { pod_sandbox_stats }))
     }
 
     async fn checkpoint_container(
@@ -422,21 +505,25 @@ impl RuntimeService for RuntimeEdge {
         &self,
         _: Request<v1::GetEventsRequest>,
     ) -> Reply<Self::GetContainerEventsStream> {
-        unimplemented("GetContainerEvents")
+        self.recovered().await?;
+        Ok(Response::new(Box::pin(Events::subscribe(&self.parts.pods))))
     }
 
     async fn list_metric_descriptors(
         &self,
         _: Request<v1::ListMetricDescriptorsRequest>,
     ) -> Reply<v1::ListMetricDescriptorsResponse> {
-        unimplemented("ListMetricDescriptors")
+        let descriptors = cri_metrics::descriptors();
+        Ok(Response::new(v1::ListMetricDescriptorsResponse { descriptors }))
     }
 
     async fn list_pod_sandbox_metrics(
         &self,
         _: Request<v1::ListPodSandboxMetricsRequest>,
     ) -> Reply<v1::ListPodSandboxMetricsResponse> {
-        unimplemented("ListPodSandboxMetrics")
+        self.recovered().await?;
+        let pod_metrics = cri_metrics::list(&self.parts).await;
+        Ok(Response::new(v1::ListPodSandboxMetricsResponse { pod_metrics }))
     }
 
     type StreamPodSandboxMetricsStream = Streamed<v1::StreamPodSandboxMetricsResponse>;
@@ -444,7 +531,11 @@ impl RuntimeService for RuntimeEdge {
         &self,
         _: Request<v1::StreamPodSandboxMetricsRequest>,
     ) -> Reply<Self::StreamPodSandboxMetricsStream> {
-        unimplemented("StreamPodSandboxMetrics")
+        self.recovered().await?;
+        let metrics = cri_metrics::list(&self.parts).await;
+        Ok(chunked(metrics, |pod_sandbox_metrics| v1::StreamPodSandboxMetricsResponse {
+            pod_sandbox_metrics,
+        }))
     }
 
     async fn update_pod_sandbox_resources(

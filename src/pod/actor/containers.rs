@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use monitor_api::Monitor;
 use spec::{ContainerRequest, PidMode};
-use types::{ContainerId, Timestamp};
+use tracing::Span;
+use types::ContainerId;
 
 use super::super::error::{PodError, SharedError};
 use super::super::phase::{ContainerPhase, ContainerVerb, Decision, SandboxVerb};
-use super::super::record::{ContainerRecord, ExitReason};
-use super::super::view::{ContainerState, ContainerView};
+use super::super::record::ContainerRecord;
 use super::super::{create, remove, start, stop};
 use super::{Actor, ContainerCell, Course, Done, Message, Reply, answer, settle};
 
@@ -90,7 +90,7 @@ impl Actor {
         answer(&mut waiters, &outcome);
     }
 
-    pub(super) fn on_start(&mut self, id: ContainerId, reply: Reply<()>) {
+    pub(super) async fn on_start(&mut self, id: ContainerId, reply: Reply<()>) {
         if self.sandbox.record.phase.decide(SandboxVerb::StartContainer) != Decision::Begin {
             let refusal = self.refuse_sandbox("start a container in");
             return drop(reply.send(Err(Arc::new(refusal))));
@@ -103,7 +103,11 @@ impl Actor {
             return self.deferred.push(Message::Start(id, reply));
         }
         if let Some(outcome) = cell.unheard.take() {
+            let started = outcome.is_ok();
             cell.unheard = reply.send(outcome).err();
+            if started && cell.unheard.is_none() {
+                start::note_heard(&self.shared, &cell.record).await;
+            }
             return;
         }
         let phase = cell.record.phase;
@@ -141,12 +145,16 @@ impl Actor {
         let mut waiters = std::mem::take(&mut cell.starting);
         // It may have ended before its start was reported.
         if let (Some(exit), ContainerPhase::Running) = (ended, cell.record.phase) {
+            self.publish();
             self.record_exit(id, exit).await;
         }
         self.publish();
         let heard = answer(&mut waiters, &outcome);
-        if let Some(cell) = self.containers.get_mut(id).filter(|_| !heard) {
-            cell.unheard = Some(outcome);
+        let Some(cell) = self.containers.get_mut(id) else { return };
+        match outcome {
+            outcome if !heard => cell.unheard = Some(outcome),
+            Ok(()) => start::note_heard(&self.shared, &cell.record).await,
+            Err(_) => {}
         }
     }
 
@@ -154,7 +162,7 @@ impl Actor {
         let Some(cell) = self.containers.get_mut(&id) else { return drop(reply.send(Ok(()))) };
         if let Some(deadline) = &cell.stop {
             deadline.shorten(grace);
-            return cell.stopping.push(reply);
+            return reply.join(&mut cell.stopping);
         }
         let decision = cell.record.phase.decide(ContainerVerb::Stop);
         let object = cell.record.display();
@@ -213,13 +221,15 @@ impl Actor {
 
     /// Removal of a running container: looked at again once it is dead, refused when it cannot be killed.
     fn kill_then_remove(&mut self, id: ContainerId, reply: Reply<()>) {
-        let (stopped, outcome) = tokio::sync::oneshot::channel();
-        let outbox = self.outbox.clone();
+        let (stopped, outcome) = Reply::channel();
+        let (outbox, asker) = (self.outbox.clone(), Span::current());
         let removal = id.clone();
         self.shared.tasks.spawn(async move {
             match outcome.await {
                 Ok(Err(error)) => drop(reply.send(Err(error))),
-                Ok(Ok(())) | Err(_) => drop(outbox.send(Message::Remove(removal, reply)).await),
+                Ok(Ok(())) | Err(_) => {
+                    drop(outbox.send(Message::Remove(removal, reply).asked_by(asker)).await);
+                }
             }
         });
         self.on_stop(id, Duration::ZERO, stopped);
@@ -254,43 +264,8 @@ impl Actor {
 
     fn forget(&mut self, id: &ContainerId) {
         self.containers.remove(id);
+        self.shared.figures.losses.forget(id);
         self.shared.directory().containers.remove(id);
-    }
-
-    pub(super) fn container_view(&self, record: &ContainerRecord) -> ContainerView {
-        let state = match record.phase {
-            ContainerPhase::Creating | ContainerPhase::Created | ContainerPhase::Starting => {
-                ContainerState::Created
-            }
-            ContainerPhase::Running => ContainerState::Running,
-            ContainerPhase::Exited => ContainerState::Exited,
-            ContainerPhase::Removing if record.started_at.is_set() || record.exit.is_some() => {
-                ContainerState::Exited
-            }
-            ContainerPhase::Removing => ContainerState::Created,
-        };
-        let exit = record.exit.as_ref();
-        ContainerView {
-            id: record.id.clone(),
-            sandbox: record.sandbox.clone(),
-            request: Arc::clone(&record.request),
-            state,
-            created_at: record.created_at,
-            started_at: record.started_at,
-            finished_at: exit.map_or(Timestamp::UNSET, |exit| exit.finished_at),
-            exit_code: exit.map_or(0, |exit| exit.code),
-            reason: exit.map_or("", |exit| ExitReason::word(exit.reason)),
-            message: exit.map_or_else(String::new, |exit| exit.message.clone()),
-            image: record.image.clone(),
-            image_ref: record.image_ref.clone(),
-            image_name: record.image_name.clone(),
-            log_path: record.log_path.clone(),
-            pid: record.pid.filter(|_| state == ContainerState::Running),
-            user: record.user.clone(),
-            stop_signal: record.stop_signal,
-            bundle: self.shared.layout().bundle(record.id.as_str()),
-            cgroup: record.cgroup.clone(),
-        }
     }
 }
 

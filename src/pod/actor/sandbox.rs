@@ -10,6 +10,9 @@ use super::super::run_sandbox::{self, Running};
 use super::super::teardown::{self, Target};
 use super::{Actor, Course, Done, Message, Reply, answer, settle};
 
+/// What a failed stop or removal is at.
+const RETRY: &str = "the caller's next attempt";
+
 impl Actor {
     /// The first Run begins the work, which `spawn_new` has recorded as phase Creating with nobody waiting.
     pub(super) fn on_run(&mut self, reply: Reply<SandboxId>) {
@@ -57,7 +60,7 @@ impl Actor {
             return;
         }
         self.sandbox.stopping.push(reply);
-        self.set_phase(SandboxPhase::Stopping).await;
+        self.set_phase("stop sandbox", "intent", SandboxPhase::Stopping).await;
         let (shared, target) = (Arc::clone(&self.shared), self.target());
         self.begin(async move { Done::StopSandbox(teardown::stop(&shared, &target).await) });
     }
@@ -70,12 +73,23 @@ impl Actor {
             self.monitor = None;
         }
         if !removing {
-            self.set_phase(SandboxPhase::NotReady).await;
+            self.set_phase("stop sandbox", "publish", SandboxPhase::NotReady).await;
         }
         if result.is_ok() {
             tracing::info!(pod.id = %self.id, "sandbox is stopped");
         }
+        self.note_teardown("stop sandbox", &result);
         answer(&mut self.sandbox.stopping, &result.map_err(Arc::new));
+    }
+
+    /// Shows a stop or removal that failed until one succeeds.
+    fn note_teardown(&mut self, verb: &'static str, result: &Result<(), PodError>) {
+        let Err(error) = result else { return self.sandbox.unfinished = None };
+        let (shared, object, id) = (&self.shared, self.display(), &self.id);
+        let place = &mut self.sandbox.unfinished;
+        let place =
+            place.get_or_insert_with(|| shared.figures.pending.enter(verb, object, id.as_str(), RETRY));
+        place.failed(error);
     }
 
     pub(super) async fn on_remove_sandbox(&mut self, reply: Reply<()>) {
@@ -89,12 +103,15 @@ impl Actor {
             return;
         }
         self.sandbox.removing.push(reply);
-        self.set_phase(SandboxPhase::Removing).await;
+        self.set_phase("remove sandbox", "intent", SandboxPhase::Removing).await;
         let (shared, target) = (Arc::clone(&self.shared), self.target());
-        self.begin(async move { Done::RemoveSandbox(teardown::remove(&shared, &target).await) });
+        self.begin(
+            async move { Done::RemoveSandbox(teardown::remove(&shared, teardown::REMOVE, &target).await) },
+        );
     }
 
     pub(super) fn remove_sandbox_done(&mut self, result: Result<(), PodError>) {
+        self.note_teardown(teardown::REMOVE, &result);
         match &result {
             Ok(()) => {
                 tracing::info!(pod.id = %self.id, "sandbox is removed");
@@ -120,13 +137,13 @@ impl Actor {
         }
     }
 
-    /// Records and publishes a change of phase. A full disk must not keep a pod from being stopped, so a record that
-    /// cannot be written is logged: recovery then finds the older phase and repeats idempotent work.
-    pub(super) async fn set_phase(&mut self, phase: SandboxPhase) {
+    /// Records and publishes a change of phase, as a step of a verb. A full disk must not keep a pod from being stopped, so a
+    /// record that cannot be written is logged: recovery then finds the older phase and repeats idempotent work.
+    pub(super) async fn set_phase(&mut self, verb: &'static str, step: &'static str, phase: SandboxPhase) {
         self.sandbox.record.phase = phase;
-        if let Err(error) = self.sandbox.record.save(self.shared.layout()).await {
-            super::log_dropped("the sandbox's record could not be written", &error);
-        }
+        let record = &self.sandbox.record;
+        let steps = teardown::steps_of(&self.shared, verb, record);
+        steps.attempt(step, record.save(self.shared.layout())).await;
         self.publish();
     }
 
@@ -139,6 +156,8 @@ impl Actor {
             directory.containers.remove(id);
         }
         drop(directory);
+        self.containers.keys().for_each(|id| self.shared.figures.losses.forget(id));
+        self.shared.levels.forget(&self.id);
         self.containers.clear();
         self.gone = true;
     }

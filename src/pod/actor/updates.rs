@@ -9,9 +9,9 @@ use types::ContainerId;
 use super::super::error::PodError;
 use super::super::phase::{ContainerVerb, Decision, SandboxVerb};
 use super::super::steps::Steps;
-use super::super::update::{self, Update, VERB};
+use super::super::update::{self, UNDO, Update, VERB};
 use super::containers::unknown;
-use super::{Actor, Done, Message, Reply, log_dropped};
+use super::{Actor, Done, Message, Reply};
 
 impl Actor {
     pub(super) async fn on_update(
@@ -30,7 +30,7 @@ impl Actor {
             let refusal = PodError::WrongState { object, state, verb: "update the limits of" };
             return drop(reply.send(Err(Arc::new(refusal))));
         }
-        match update::target(&self.shared, &cell.record, &change) {
+        match update::target(&self.shared, &self.sandbox.record.handler, &cell.record, &change) {
             Ok(target) => cell.record.updating = Some(target),
             Err(error) => return drop(reply.send(Err(Arc::new(error)))),
         }
@@ -83,10 +83,9 @@ impl Actor {
     pub(super) async fn update_failed(&mut self, id: &ContainerId, error: PodError) {
         let Some(cell) = self.containers.get_mut(id) else { return };
         cell.record.updating = None;
-        if let Err(error) = cell.record.save(self.shared.layout()).await {
-            // The next start of the server tries the change once more then.
-            log_dropped("a refused update stays on record", &error);
-        }
+        let steps = Steps::new(&self.shared, UNDO, cell.record.display(), id.as_str());
+        // Where it cannot be taken back, the next start of the server tries the change once more.
+        steps.attempt("record", cell.record.save(self.shared.layout())).await;
         if let Some(waiter) = cell.updating.take() {
             drop(waiter.send(Err(Arc::new(error))));
         }
@@ -109,14 +108,13 @@ impl Actor {
         if cell.updating.is_some() || cell.record.updating.is_none() {
             return;
         }
-        let (nobody, _) = tokio::sync::oneshot::channel();
+        let (nobody, _) = Reply::channel();
         match cell.record.phase.decide(ContainerVerb::Update) {
             Decision::Begin => self.begin_update(&id, nobody, true),
             _ => {
                 cell.record.updating = None;
-                if let Err(error) = cell.record.save(self.shared.layout()).await {
-                    log_dropped("an update of what has ended stays on record", &error);
-                }
+                let steps = Steps::new(&self.shared, UNDO, cell.record.display(), id.as_str());
+                steps.attempt("record", cell.record.save(self.shared.layout())).await;
             }
         }
     }

@@ -192,3 +192,36 @@ async fn stops_and_removals_go_on_without_their_callers() {
     }
     assert_eq!(node.left(), Vec::<String>::new());
 }
+
+/// Whatever comes first, the monitor's end or the report of the start: what it had started ends with it.
+#[tokio::test]
+async fn a_monitor_that_dies_while_a_start_is_being_reported_leaves_nothing_running() {
+    let node = Node::new();
+    let pods = node.recovered().await;
+    for index in 0..20 {
+        let sandbox_id = pods.run_sandbox(sandbox(&format!("web-{index}"))).await.unwrap();
+        let id = pods.create_container(sandbox_id.as_str(), container("app")).await.unwrap();
+        let before = seen(&node, Call::Start);
+        tokio::select! {
+            started = pods.start_container(id.as_str()) => started.unwrap(),
+            () = async { while seen(&node, Call::Start) == before { tokio::task::yield_now().await } } => {}
+        }
+        node.monitors.die(&sandbox_id);
+        reaches(&pods, &id, ContainerState::Exited).await;
+        pods.remove_sandbox(sandbox_id.as_str()).await.unwrap();
+    }
+    assert_eq!(node.left(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn an_end_between_two_connections_to_the_monitor_is_heard_of() {
+    let node = Node::new();
+    let pods = node.recovered().await;
+    let (sandbox_id, id) = run(&pods, "web").await;
+    node.monitors.lose(&sandbox_id);
+    node.monitors.exit(&id, 3);
+    reaches(&pods, &id, ContainerState::Exited).await;
+    assert_eq!(pods.container(id.as_str()).unwrap().exit_code, 3);
+    pods.remove_sandbox(sandbox_id.as_str()).await.unwrap();
+    assert_eq!(node.left(), Vec::<String>::new());
+}

@@ -6,7 +6,7 @@ use cgroup::CgroupDriver as _;
 
 /// Leaves one of each kind behind: the pod's records are lost while the daemon is away. That one has a runtime of its own,
 /// lest its tasks live on in this process and write the records again.
-fn lose_records(node: &Node) -> (SandboxId, ContainerId) {
+pub(super) fn lose_records(node: &Node) -> (SandboxId, ContainerId) {
     let life = async {
         let pods = node.recovered().await;
         let (sandbox_id, id) = run(&pods, "web").await;
@@ -31,7 +31,7 @@ fn foreign(node: &Node) -> Vec<String> {
     let group = node.cgroups.oci_path(None, &id).unwrap();
     node.cgroups.add(&group, &[1]);
     let netns = node.dir.path().join("netns/cni-0f1e2d3c-4b5a-4978-8796-a5b4c3d2e1f0");
-    super::super::Host::create_netns(&*node.host, &netns).unwrap();
+    super::super::Host::create_netns(&*node.host, &netns, None).unwrap();
     vec![netns.display().to_string(), group]
 }
 
@@ -122,10 +122,13 @@ async fn what_is_on_record_is_no_stray_at_any_moment_of_its_life() {
 #[tokio::test]
 async fn a_record_that_cannot_be_read_protects_what_it_owns_until_it_is_set_aside() {
     let node = Node::new();
-    let pods = node.recovered().await;
-    let (sandbox_id, _) = run(&pods, "web").await;
-    let path = pods.layout().sandbox_record(&sandbox_id);
-    drop(pods);
+    // Its tasks must not live on here: they would write the record again.
+    let (sandbox_id, path) = failpoints::on_a_server(async {
+        let pods = node.recovered().await;
+        let (sandbox_id, _) = run(&pods, "web").await;
+        let path = pods.layout().sandbox_record(&sandbox_id);
+        (sandbox_id, path)
+    });
     std::fs::write(&path, "{ damaged").unwrap();
     let pods = node.recovered().await;
     let strays = pods.strays().await.unwrap();

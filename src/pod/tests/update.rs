@@ -3,7 +3,9 @@
 use cgroup::fake::{Call as Asked, Method};
 use spec::ResourcesUpdate;
 use spec::resources::SandboxResources;
+use tokio::task::JoinHandle;
 
+use super::super::SharedError;
 use super::*;
 
 fn limits(memory: i64, shares: i64) -> v1::LinuxContainerResources {
@@ -231,9 +233,21 @@ impl Hold {
         Self(path)
     }
 
-    /// Waits until the runtime has been called.
-    async fn reached(&self) {
+    /// An update that has come as far as the runtime.
+    async fn begun(&self, pods: &Pods, id: &ContainerId) -> JoinHandle<Result<(), SharedError>> {
+        let (pods, id) = (pods.clone(), id.clone());
+        let update = tokio::spawn(async move { pods.update_container(id.as_str(), more_memory()).await });
         while !self.0.with_file_name("calls").try_exists().unwrap() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        update
+    }
+
+    /// Lets it go on, and ends when the call of the runtime has ended: that of a daemon that died would have ended with it.
+    async fn ended(self, node: &Node, id: &ContainerId) {
+        tokio::task::spawn_blocking(move || drop(self)).await.unwrap();
+        let bundle = node.dir.path().join("state/containers").join(id.as_str());
+        while bundle.join("update.json").try_exists().unwrap() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -254,11 +268,7 @@ async fn a_slow_update_holds_nobody_up_but_what_would_undo_it() {
     let pods = node.recovered().await;
     let (sandbox_id, id) = pod(&pods, true).await;
     let hold = Hold::new(&node);
-    let update = tokio::spawn({
-        let (pods, id) = (pods.clone(), id.clone());
-        async move { pods.update_container(id.as_str(), more_memory()).await }
-    });
-    hold.reached().await;
+    let update = hold.begun(&pods, &id).await;
     assert_eq!(shown(&pods, &id), BEFORE, "readers see what is in force");
     pods.stop_container(id.as_str(), Duration::ZERO).await.unwrap();
     assert_eq!(pods.container(id.as_str()).unwrap().state, ContainerState::Exited);
@@ -278,15 +288,11 @@ async fn an_update_cut_off_by_a_crash_is_taken_up_again() {
     let pods = node.recovered().await;
     let (sandbox_id, id) = pod(&pods, true).await;
     let hold = Hold::new(&node);
-    let update = tokio::spawn({
-        let (pods, id) = (pods.clone(), id.clone());
-        async move { pods.update_container(id.as_str(), more_memory()).await }
-    });
-    hold.reached().await;
+    let update = hold.begun(&pods, &id).await;
     update.abort();
     drop(pods);
     node.monitors.lose(&sandbox_id);
-    tokio::task::spawn_blocking(move || drop(hold)).await.unwrap();
+    hold.ended(&node, &id).await;
     let pods = node.recovered().await;
     let (_, handle) = pods.find_container(id.as_str()).unwrap();
     let changed = |view: &Arc<super::super::view::PodView>| {

@@ -8,7 +8,7 @@ use spec::{NodeFacts, StopSignal};
 
 use super::sandbox::read_spec;
 use super::{json as text, selects};
-use crate::pod::view::{ContainerState, ContainerView};
+use crate::pod::view::{ContainerState, ContainerView, PodView};
 
 fn state(state: ContainerState) -> v1::ContainerState {
     match state {
@@ -35,6 +35,12 @@ pub fn item(view: &ContainerView) -> v1::Container {
     }
 }
 
+/// The same as it stands in the answer of ListContainers.
+#[must_use]
+pub fn entry(view: &ContainerView) -> &[u8] {
+    view.shown.bytes(|| v1::ListContainersResponse::entry(&item(view)))
+}
+
 /// Whether a filter lets the container through; ids may be prefixes.
 #[must_use]
 pub fn passes(view: &ContainerView, filter: Option<&v1::ContainerFilter>) -> bool {
@@ -43,6 +49,13 @@ pub fn passes(view: &ContainerView, filter: Option<&v1::ContainerFilter>) -> boo
         && view.sandbox.as_str().starts_with(&filter.pod_sandbox_id)
         && filter.state.is_none_or(|wanted| wanted.state == i32::from(state(view.state)))
         && selects(&filter.label_selector, view.request.labels())
+}
+
+/// The statuses of a pod's containers, the newest first: kubelet takes the first of a name for the last attempt (GetPodStatus in
+/// `kuberuntime_manager.go`, with the feature `EventedPLEG`), and with another order it would ask for an attempt that there was.
+#[must_use]
+pub fn statuses(pod: &PodView, facts: &NodeFacts) -> Vec<v1::ContainerStatus> {
+    pod.containers.iter().rev().map(|view| status(view, facts)).collect()
 }
 
 /// ContainerStatus, with the limits that are in force on a node like this. Nothing in it needs the image to be still there.
@@ -69,7 +82,7 @@ pub fn status(view: &ContainerView, facts: &NodeFacts) -> v1::ContainerStatus {
         message: view.message.clone(),
         labels: config.labels.clone(),
         annotations: config.annotations.clone(),
-        mounts: config.mounts.clone(),
+        mounts: mounts(view),
         log_path: view.log_path.as_ref().map(|path| path.display().to_string()).unwrap_or_default(),
         resources: spec::resources::in_force(&view.request, facts)
             .map(|linux| v1::ContainerResources { linux: Some(linux), windows: None }),
@@ -83,6 +96,21 @@ pub fn status(view: &ContainerView, facts: &NodeFacts) -> v1::ContainerStatus {
         }),
         stop_signal: stop_signal(view.stop_signal).into(),
     }
+}
+
+/// The mounts as they were asked for. Of an image the id stands in both places: kubelet keeps an image that a mount names
+/// by `image`, and shows its user `image_ref`.
+fn mounts(view: &ContainerView) -> Vec<v1::Mount> {
+    let mut mounts = view.request.config().mounts.clone();
+    let images = mounts.iter_mut().filter_map(|mount| mount.image.as_mut());
+    for (image, volume) in images.filter(|image| !image.image.is_empty()).zip(&view.image_volumes) {
+        let name = std::mem::replace(&mut image.image, volume.image.to_string());
+        if image.user_specified_image.is_empty() {
+            image.user_specified_image = name;
+        }
+        image.image_ref.clone_from(&image.image);
+    }
+    mounts
 }
 
 fn stop_signal(number: i32) -> v1::Signal {
