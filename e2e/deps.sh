@@ -33,6 +33,9 @@ if [ "${1:-}" = test ]; then
     need setpriv util-linux
     need strip binutils
     need xz xz-utils
+    need unshare util-linux
+    # The fuzzer (fuzz/run) is C++.
+    need g++ g++
     [ -e /usr/share/keyrings/debian-archive-trixie-stable.gpg ] || missing="$missing debian-archive-keyring"
 fi
 

@@ -12,8 +12,9 @@ use k8s_cri::v1::*;
 use prost::Message;
 use tokio::net::UnixStream;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Code, Status};
+use tonic::{Code, Status, Streaming};
 
+use crate::streaming::Streams;
 use crate::{ContainerSpec, PodSpec, Result};
 
 /// What a call gives: the server's refusals are what tests look at.
@@ -21,6 +22,9 @@ pub(crate) type Reply<T> = std::result::Result<T, Status>;
 
 /// After how long an unanswered call is given up.
 const CALL_LIMIT_SECONDS: u64 = 45;
+
+/// The largest message that is taken, in bytes: the kubelet's limit.
+const LARGEST: usize = 16 << 20;
 
 /// A connection to a CRI server.
 #[derive(Debug, Clone)]
@@ -80,7 +84,7 @@ impl Cri {
     }
 
     fn runtime(&self) -> RuntimeServiceClient<Channel> {
-        RuntimeServiceClient::new(self.channel.clone())
+        RuntimeServiceClient::new(self.channel.clone()).max_decoding_message_size(LARGEST)
     }
 
     fn images(&self) -> ImageServiceClient<Channel> {
@@ -114,6 +118,14 @@ impl Cri {
         runtime.list_containers(ListContainersRequest) -> ListContainersResponse;
         /// RuntimeService.ContainerStatus
         runtime.container_status(ContainerStatusRequest) -> ContainerStatusResponse;
+        /// RuntimeService.ContainerStats
+        runtime.container_stats(ContainerStatsRequest) -> ContainerStatsResponse;
+        /// RuntimeService.ListContainerStats
+        runtime.list_container_stats(ListContainerStatsRequest) -> ListContainerStatsResponse;
+        /// RuntimeService.PodSandboxStats
+        runtime.pod_sandbox_stats(PodSandboxStatsRequest) -> PodSandboxStatsResponse;
+        /// RuntimeService.ListPodSandboxStats
+        runtime.list_pod_sandbox_stats(ListPodSandboxStatsRequest) -> ListPodSandboxStatsResponse;
         /// RuntimeService.ReopenContainerLog
         runtime.reopen_container_log(ReopenContainerLogRequest) -> ReopenContainerLogResponse;
         /// RuntimeService.ExecSync
@@ -143,7 +155,7 @@ impl Cri {
         Q: Message + 'static,
         R: Message + Default + 'static,
     {
-        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+        let mut grpc = tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(LARGEST);
         grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let path = format!("/runtime.v1.{service}/{method}");
         let path = path.parse().map_err(|_| Status::internal(format!("{path} is no path")))?;
@@ -157,13 +169,22 @@ impl Cri {
         Q: Message + 'static,
         R: Message + Default + 'static,
     {
-        let mut grpc = tonic::client::Grpc::new(self.channel.clone());
+        self.stream(service, method, request).await?.message().await
+    }
+
+    /// Like [`Cri::call_stream`]: the messages as they come. The stream ends when it is dropped.
+    pub async fn stream<Q, R>(&self, service: &str, method: &str, request: Q) -> Reply<Streaming<R>>
+    where
+        Q: Message + 'static,
+        R: Message + Default + 'static,
+    {
+        let mut grpc = tonic::client::Grpc::new(self.channel.clone()).max_decoding_message_size(LARGEST);
         grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
         let path = format!("/runtime.v1.{service}/{method}");
         let path = path.parse().map_err(|_| Status::internal(format!("{path} is no path")))?;
         let codec = tonic_prost::ProstCodec::<Q, R>::default();
-        let mut stream = grpc.server_streaming(tonic::Request::new(request), path, codec).await?.into_inner();
-        stream.message().await
+        let reply = grpc.server_streaming(tonic::Request::new(request), path, codec).await?;
+        Ok(reply.into_inner())
     }
 
     /// Pulls an image without credentials; gives its id.
@@ -310,6 +331,28 @@ impl Cri {
     pub async fn exec_for(&self, id: &str, command: &[&str], seconds: i64) -> Reply<ExecSyncResponse> {
         let cmd = command.iter().map(|&word| word.to_owned()).collect();
         self.exec_sync(ExecSyncRequest { container_id: id.to_owned(), cmd, timeout: seconds }).await
+    }
+
+    /// Where to run a command with streams.
+    pub async fn exec_url(&self, id: &str, command: &[&str], streams: Streams) -> Reply<String> {
+        let Streams { stdin, stdout, stderr, tty } = streams;
+        let cmd = command.iter().map(|&word| word.to_owned()).collect();
+        let request = ExecRequest { container_id: id.to_owned(), cmd, tty, stdin, stdout, stderr };
+        Ok(self.runtime().exec(request).await?.into_inner().url)
+    }
+
+    /// Where to attach to a container.
+    pub async fn attach_url(&self, id: &str, streams: Streams) -> Reply<String> {
+        let Streams { stdin, stdout, stderr, tty } = streams;
+        let request = AttachRequest { container_id: id.to_owned(), stdin, tty, stdout, stderr };
+        Ok(self.runtime().attach(request).await?.into_inner().url)
+    }
+
+    /// Where to forward ports of a pod.
+    pub async fn forward_url(&self, pod_id: &str, ports: &[u16]) -> Reply<String> {
+        let port = ports.iter().map(|port| i32::from(*port)).collect();
+        let request = PortForwardRequest { pod_sandbox_id: pod_id.to_owned(), port };
+        Ok(self.runtime().port_forward(request).await?.into_inner().url)
     }
 
     /// What a shell line prints inside a container; a line that fails is an error.

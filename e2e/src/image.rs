@@ -28,6 +28,18 @@ pub enum Media {
     Docker,
 }
 
+/// How layers are packed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Packing {
+    /// gzip, as little as it can: tests are in a hurry.
+    #[default]
+    Fast,
+    /// gzip as builders of images use it.
+    Gzip,
+    /// zstd as builders of images use it.
+    Zstd,
+}
+
 /// One layer under construction: an uncompressed tar stream.
 #[derive(Debug, Default)]
 pub struct Layer {
@@ -59,6 +71,12 @@ impl Layer {
             layer = layer.symlink(&format!("bin/{applet}"), "busybox");
         }
         Ok(layer)
+    }
+
+    /// A layer of an archive made elsewhere.
+    #[must_use]
+    pub fn of_archive(tar: Vec<u8>) -> Self {
+        Self { tar }
     }
 
     /// Adds a directory.
@@ -144,6 +162,7 @@ pub struct ImageBuilder {
     layers: Vec<Layer>,
     config: Value,
     index: bool,
+    packing: Packing,
 }
 
 /// What was pushed.
@@ -173,7 +192,13 @@ impl ImageBuilder {
     /// An image of the given format without layers.
     #[must_use]
     pub fn new(media: Media) -> Self {
-        Self { media, layers: Vec::new(), config: json!({ "Env": ["PATH=/bin"] }), index: false }
+        Self {
+            media,
+            layers: Vec::new(),
+            config: json!({ "Env": ["PATH=/bin"] }),
+            index: false,
+            packing: Packing::default(),
+        }
     }
 
     /// The usual image: one busybox layer.
@@ -197,6 +222,13 @@ impl ImageBuilder {
         self
     }
 
+    /// Packs the layers in this way.
+    #[must_use]
+    pub fn packed(mut self, packing: Packing) -> Self {
+        self.packing = packing;
+        self
+    }
+
     /// Pushes an index (manifest list) in which this image is one of several platforms.
     #[must_use]
     pub fn indexed(mut self) -> Self {
@@ -205,7 +237,7 @@ impl ImageBuilder {
     }
 
     /// Pushes the image as `name:tag` to the registry at `host`.
-    pub(crate) fn push(self, host: &str, name: &str, tag: &str) -> Result<PushedImage> {
+    pub fn push(self, host: &str, name: &str, tag: &str) -> Result<PushedImage> {
         let push = Push::new(format!("http://{host}/v2/{name}"));
         let mut diff_ids = Vec::new();
         let mut layers = Vec::new();
@@ -213,12 +245,11 @@ impl ImageBuilder {
         for layer in self.layers {
             let tar = layer.finish();
             diff_ids.push(sha256(&tar));
-            let mut gzip = GzEncoder::new(Vec::new(), Compression::fast());
-            gzip.write_all(&tar)?;
-            let blob = gzip.finish()?;
+            let blob = self.packing.pack(&tar)?;
             let digest = sha256(&blob);
             push.blob(&digest, &blob)?;
-            layers.push(json!({ "mediaType": self.media.layer(), "size": blob.len(), "digest": digest }));
+            let media_type = self.media.layer(self.packing);
+            layers.push(json!({ "mediaType": media_type, "size": blob.len(), "digest": digest }));
             layer_digests.push(digest);
         }
         let config = json!({
@@ -253,6 +284,19 @@ impl ImageBuilder {
     }
 }
 
+impl Packing {
+    fn pack(self, archive: &[u8]) -> Result<Vec<u8>> {
+        let level = match self {
+            Self::Fast => Compression::fast(),
+            Self::Gzip => Compression::default(),
+            Self::Zstd => return Ok(zstd::encode_all(archive, 3)?),
+        };
+        let mut gzip = GzEncoder::new(Vec::new(), level);
+        gzip.write_all(archive)?;
+        Ok(gzip.finish()?)
+    }
+}
+
 impl Media {
     fn manifest(self) -> &'static str {
         match self {
@@ -268,10 +312,12 @@ impl Media {
         }
     }
 
-    fn layer(self) -> &'static str {
-        match self {
-            Self::Oci => "application/vnd.oci.image.layer.v1.tar+gzip",
-            Self::Docker => "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    fn layer(self, packing: Packing) -> &'static str {
+        match (self, packing) {
+            (Self::Oci, Packing::Zstd) => "application/vnd.oci.image.layer.v1.tar+zstd",
+            (Self::Oci, _) => "application/vnd.oci.image.layer.v1.tar+gzip",
+            (Self::Docker, Packing::Zstd) => "application/vnd.docker.image.rootfs.diff.tar.zstd",
+            (Self::Docker, _) => "application/vnd.docker.image.rootfs.diff.tar.gzip",
         }
     }
 

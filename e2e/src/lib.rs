@@ -22,22 +22,27 @@ mod node;
 mod notify;
 mod process;
 mod registry;
+mod registry_proxy;
 mod rescue;
 mod setting;
 mod snapshot;
+mod stage;
 mod steps;
+pub mod streaming;
 pub mod trial;
 
 pub use client::{Cri, code_of, prefix_of};
 pub use configs::{ContainerSpec, PodSpec};
 pub use http::{HttpReply, http_get};
-pub use image::{ImageBuilder, Layer, Media, PushedImage};
+pub use image::{ImageBuilder, Layer, Media, Packing, PushedImage};
 pub use machine::Machine;
 pub use network::Network;
 pub use node::{Node, Options, binary_dir};
 pub use registry::{PASSWORD, Registry, USER};
+pub use registry_proxy::{InForce, RegistryProxy, Request, Trouble};
 pub use setting::{CgroupDriver, patience, program};
 pub use snapshot::Snapshot;
+pub use stage::Stage;
 pub use steps::{Step, parse_steps};
 
 /// The generated CRI types of the independent client.

@@ -97,6 +97,12 @@ impl Machine {
         &self.token
     }
 
+    /// The value of `cgroup_parent` for a pod of this run.
+    #[must_use]
+    pub fn pod_parent(&self, uid: &str) -> String {
+        self.cgroups.pod_parent(uid)
+    }
+
     /// The cgroups that belong to this run.
     #[must_use]
     pub(crate) fn cgroups(&self) -> &Cgroups {

@@ -40,6 +40,12 @@ pub struct Options {
     pub config: String,
     /// Further command line arguments.
     pub args: Vec<String>,
+    /// The level of the daemon's log; empty is `debug`.
+    pub log_level: String,
+    /// Further environment variables.
+    pub env: Vec<(String, String)>,
+    /// A command that becomes the daemon: its words, before the daemon's own.
+    pub starter: Vec<String>,
     /// Give the storage a file system of its own with this many MiB.
     pub root_mib: Option<u32>,
     /// Where the product's binaries are, if not beside the test.
@@ -291,6 +297,16 @@ impl Node {
         Ok(())
     }
 
+    /// Waits until the daemon has ended by itself, as by [`Node::kill9`].
+    pub async fn died(&mut self) -> Result<ExitStatus> {
+        let daemon = self.daemon.as_mut().context("the daemon does not run")?;
+        let status = tokio::time::timeout(patience(PATIENCE_SECONDS), daemon.child.wait()).await;
+        let status = status.context("the daemon lives on")??;
+        self.remember_ids();
+        self.daemon = None;
+        Ok(status)
+    }
+
     /// Starts the daemon again after [`Node::kill9`] or [`Node::stop`].
     pub async fn restart(&mut self) -> Result {
         self.spawn().await
@@ -390,11 +406,20 @@ impl Node {
         Ok(command)
     }
 
+    fn serve_command(&self) -> Result<Command> {
+        let Some((first, rest)) = self.options.starter.split_first() else {
+            return self.daemon_command("serve");
+        };
+        let mut command = self.machine.command(first);
+        command.args(rest).arg(self.program()?).arg("serve");
+        Ok(command)
+    }
+
     async fn spawn(&mut self) -> Result {
         let notify = Notify::bind(self.dir())?;
         let log = OpenOptions::new().create(true).append(true).open(self.log_path())?;
         let dir = self.dir();
-        let mut command = self.daemon_command("serve")?;
+        let mut command = self.serve_command()?;
         command.arg("--config").arg(dir.join("config.toml"));
         command
             .arg("--root")
@@ -407,9 +432,12 @@ impl Node {
         for plugins in crate::network::PLUGIN_DIRS {
             command.args(["--cni-bin-dir", plugins]);
         }
-        command.args(["--cgroup-driver", CgroupDriver::asked_for().flag(), "--log-level", "debug"]);
+        let level = Some(self.options.log_level.as_str()).filter(|level| !level.is_empty());
+        let level = level.unwrap_or("debug");
+        command.args(["--cgroup-driver", CgroupDriver::asked_for().flag(), "--log-level", level]);
         command.args(crate::setting::runtime_flags()?);
         command.arg("--registry-config-dir").arg(self.registry_config_dir()).args(&self.options.args);
+        command.envs(self.options.env.iter().map(|(name, value)| (name, value)));
         command.env("NOTIFY_SOCKET", notify.path()).env("RUST_BACKTRACE", "1");
         command.stdout(Stdio::from(log.try_clone()?)).stderr(Stdio::from(log));
         let mut child = command.spawn().context("starting the daemon")?;

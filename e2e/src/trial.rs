@@ -6,12 +6,16 @@
 
 pub mod commands;
 pub mod exits;
+mod held;
 pub mod hung;
 pub mod logs;
 pub mod network;
 pub mod recovery;
+pub mod streams;
 pub mod timeouts;
 pub mod verbs;
+
+pub use held::Held;
 
 use std::fmt;
 use std::fs;
@@ -23,7 +27,9 @@ use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
 use crate::faulty::{self, Faulty};
-use crate::{ImageBuilder, Machine, Media, Node, Options, PodSpec, Registry, Result, patience};
+use crate::{
+    ImageBuilder, Layer, Machine, Media, Node, Options, PodSpec, Registry, RegistryProxy, Result, patience,
+};
 
 /// What a trial has measured, line by line.
 #[derive(Debug, Default, Clone)]
@@ -73,6 +79,13 @@ impl Stage {
         Ok(Self { node, registry, faulty, image })
     }
 
+    /// A proxy before the registry, which the daemon knows.
+    pub(crate) async fn proxy(&self) -> Result<RegistryProxy> {
+        let proxy = RegistryProxy::start(self.node.machine(), self.registry.host()).await?;
+        proxy.describe_to(&self.node.registry_config_dir())?;
+        Ok(proxy)
+    }
+
     /// A pod with the wrapped OCI runtime.
     pub(crate) fn pod(&self, name: &str) -> PodSpec {
         PodSpec { handler: faulty::HANDLER.to_owned(), ..self.node.pod(name) }
@@ -91,6 +104,17 @@ pub(crate) fn pod_on(machine: &Machine, dir: &Path, name: &str) -> PodSpec {
     let pod = PodSpec::new(name, &uid, parent, &dir.join("logs").join(name));
     PodSpec { handler: faulty::HANDLER.to_owned(), ..pod }
 }
+
+/// The usual image with a layer of its own: a file `own` that starts with the text, and random bytes that no compression
+/// makes fewer.
+pub(crate) fn own_image(random: &mut Random, text: &str, size: usize) -> Result<ImageBuilder> {
+    let noise = random.bytes(size);
+    let layer = Layer::new().file("own", 0o644, text.as_bytes()).file("noise", 0o644, &noise);
+    Ok(ImageBuilder::busybox(Media::Oci)?.layer(layer))
+}
+
+/// Something to be done beside other things.
+pub(crate) type Work = std::pin::Pin<Box<dyn Future<Output = Result> + Send>>;
 
 /// Does all of it at the same time; gives the results in order, or the first error.
 pub(crate) async fn together<T, F>(work: impl IntoIterator<Item = F>) -> Result<Vec<T>>
@@ -132,7 +156,8 @@ pub(crate) fn milliseconds(nanoseconds: i64) -> String {
     format!("{}.{} ms", nanoseconds / 1_000_000, (nanoseconds / 100_000 % 10).abs())
 }
 
-/// What a process holds at one moment.
+/// What a process holds at one moment. Directories of cgroups are not counted: the daemon keeps those of all that runs open, to
+/// read from them, and opens them when it comes to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Footprint {
     pub(crate) descriptors: usize,
@@ -148,11 +173,16 @@ impl Footprint {
         let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let resident = resident.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
         Ok(Self {
-            descriptors: fs::read_dir(proc.join("fd"))?.count(),
+            descriptors: fs::read_dir(proc.join("fd"))?.filter(|fd| !is_cgroup(fd)).count(),
             threads: fs::read_dir(proc.join("task"))?.count(),
             resident_kib: resident.unwrap_or_default(),
         })
     }
+}
+
+fn is_cgroup(fd: &std::io::Result<fs::DirEntry>) -> bool {
+    let target = fd.as_ref().ok().and_then(|fd| fs::read_link(fd.path()).ok());
+    target.is_some_and(|target| target.starts_with("/sys/fs/cgroup"))
 }
 
 /// Numbers that look random and are the same for the same seed (splitmix64).
@@ -186,6 +216,11 @@ impl Random {
     /// A number of milliseconds from `low` to just below `high`.
     pub(crate) fn milliseconds(&mut self, low: u64, high: u64) -> Duration {
         Duration::from_millis(low + self.below((high - low).max(1)))
+    }
+
+    /// So many bytes, rounded up to eights.
+    pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count.div_ceil(8)).flat_map(|_| self.next().to_le_bytes()).collect()
     }
 
     /// A generator of its own for somebody.

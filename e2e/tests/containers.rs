@@ -6,65 +6,8 @@ use e2e::cri::{
     Capability, ContainerFilter, ContainerState, ContainerStateValue, ExecSyncRequest, Int64Value,
     ListContainersRequest, MountPropagation, ReopenContainerLogRequest,
 };
-use e2e::{ContainerSpec, ImageBuilder, Media, Node, PodSpec, Registry, Result, code_of, prefix_of};
+use e2e::{ContainerSpec, Result, Stage, code_of, prefix_of};
 use tonic::Code;
-
-/// A node with one running pod and the test image: what most container tests start from.
-struct Stage {
-    node: Node,
-    _registry: Registry,
-    image: String,
-    pod: PodSpec,
-    pod_id: String,
-}
-
-impl Stage {
-    async fn set() -> Result<Self> {
-        let (node, registry) = Node::boot_with_registry().await?;
-        let pushed = registry.push(ImageBuilder::busybox(Media::Oci)?, "busybox", "1").await?;
-        let image = node.cri().pull(&pushed.reference).await?;
-        let pod = node.pod("stage");
-        let pod_id = node.cri().run_pod(&pod).await?;
-        Ok(Self { node, _registry: registry, image, pod, pod_id })
-    }
-
-    async fn run(&self, container: &ContainerSpec) -> Result<String> {
-        Ok(self.node.cri().run(&self.pod_id, container, &self.pod).await?)
-    }
-
-    async fn run_to_end(&self, container: &ContainerSpec) -> Result<e2e::cri::ContainerStatus> {
-        self.node.run_to_end(&self.pod_id, container, &self.pod).await
-    }
-
-    /// Runs a shell line as a container and gives what it printed.
-    async fn printed_by(&self, container: ContainerSpec) -> Result<String> {
-        let status = self.run_to_end(&container).await?;
-        let path = std::path::Path::new(&status.log_path);
-        let name = path.strip_prefix(self.node.dir().join("logs/stage"))?.display().to_string();
-        let lines = self.node.container_log("stage", &name)?;
-        Ok(lines.into_iter().map(|(_, _, text)| text).collect::<Vec<_>>().join("\n"))
-    }
-
-    /// Waits until a container has logged a line.
-    async fn says(&self, id: &str, line: &str) -> Result {
-        let path = self.node.cri().container(id).await?.log_path;
-        let heard = async {
-            while !std::fs::read_to_string(&path)?.lines().any(|it| it.ends_with(&format!(" F {line}"))) {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-            Ok::<_, anyhow::Error>(())
-        };
-        tokio::time::timeout(e2e::patience(10), heard).await?
-    }
-
-    fn shell(&self, name: &str, line: &str) -> ContainerSpec {
-        ContainerSpec::shell(name, &self.image, line)
-    }
-
-    async fn finish(self) -> Result {
-        self.node.finish().await
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_lives_from_create_to_remove() -> Result {

@@ -6,7 +6,7 @@ use e2e::Result;
 use e2e::faulty::Moment;
 use e2e::trial::hung::Verb;
 use e2e::trial::network::Trouble;
-use e2e::trial::{Report, commands, exits, hung, logs, network, recovery, timeouts, verbs};
+use e2e::trial::{Report, commands, exits, hung, logs, network, recovery, streams, timeouts, verbs};
 
 /// A seed of one's own for each run; `CRIMSON_E2E_SEED` repeats one.
 fn seed() -> u64 {
@@ -35,8 +35,7 @@ async fn every_end_is_told_right_while_the_daemon_is_killed() -> Result {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_line_is_lost_and_no_writer_waits() -> Result {
-    // What a full disk does to notices is tested beside the writer, in `crilog`; `make soak` fills one under real writers.
-    let (stopped, full) = (Duration::from_secs(3), Duration::ZERO);
+    let (stopped, full) = (Duration::from_secs(3), Duration::from_secs(3));
     let longest_burst = Duration::from_secs(2);
     report(
         logs::run(logs::Plan { containers: 5, lines_per_second: 1000, stopped, full, longest_burst }).await,
@@ -72,6 +71,12 @@ async fn a_crash_changes_nothing_for_many_pods() -> Result {
 #[tokio::test(flavor = "multi_thread")]
 async fn commands_leave_nothing_behind() -> Result {
     report(commands::run(commands::Plan { commands: 60, parallel: 6, growth_kib: 16 << 10 }).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_leave_nothing_behind() -> Result {
+    let (commands, connections, growth_kib) = (50, 50, 16 << 10);
+    report(streams::run(streams::Plan { commands, connections, parallel: 6, growth_kib, seed: seed() }).await)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,7 +6,7 @@ use e2e::cri::{
     ListPodSandboxRequest, NamespaceMode, PodSandboxFilter, PodSandboxState, PodSandboxStateValue,
 };
 use e2e::cri::{PodSandboxStatusRequest, PortMapping, Protocol};
-use e2e::{ContainerSpec, ImageBuilder, Media, Node, Registry, Result, code_of, prefix_of};
+use e2e::{CgroupDriver, ContainerSpec, ImageBuilder, Media, Node, Registry, Result, code_of, prefix_of};
 use tonic::Code;
 
 /// A node with the test image pulled; gives the image's id, too.
@@ -354,4 +354,136 @@ async fn a_pod_whose_pause_process_dies_is_not_ready() -> Result {
     };
     tokio::time::timeout(e2e::patience(10), noticed).await??;
     node.finish().await
+}
+
+/// What a monitor takes is charged neither to the server nor to the pod, so a pod's limit neither counts nor strikes it.
+#[tokio::test(flavor = "multi_thread")]
+async fn monitors_are_in_a_cgroup_of_their_own() -> Result {
+    let (mut node, _registry, image) = node_with_image().await?;
+    let pod = node.pod("hungry");
+    let pod_id = node.cri().run_pod(&pod).await?;
+    let monitor = node.monitors()?;
+    let group = accounting_group(&node, monitor[0])?;
+    assert!(group.ends_with("/crimson-monitors"), "{group}");
+    let server = std::fs::read_to_string(format!("/proc/{}/cgroup", node.pid().expect("it runs")))?;
+    assert_eq!(group, format!("{}/crimson-monitors", accounted_in(&server).trim_end_matches('/')));
+
+    let mut spec = ContainerSpec::shell("greedy", &image, "x=0123456789abcdef; while :; do x=$x$x; done");
+    let resources = spec.config.linux.as_mut().and_then(|it| it.resources.as_mut()).expect("resources");
+    resources.memory_limit_in_bytes = 16 << 20;
+    resources.memory_swap_limit_in_bytes = 16 << 20;
+    let status = node.run_to_end(&pod_id, &spec, &pod).await?;
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"), "{status:?}");
+    assert!(node.monitors()?.contains(&monitor[0]), "it lives on");
+
+    node.kill9().await?;
+    node.restart().await?;
+    node.cri().run_pod(&node.pod("later")).await?;
+    for monitor in node.monitors()? {
+        // A program that it starts looks like it for a moment, and may be gone.
+        if let Ok(found) = accounting_group(&node, monitor) {
+            assert_eq!(found, group);
+        }
+    }
+    node.finish().await
+}
+
+fn accounting_group(node: &Node, pid: u32) -> Result<String> {
+    let path = node.machine().path(std::path::Path::new(&format!("/proc/{pid}/cgroup")));
+    Ok(accounted_in(&std::fs::read_to_string(path)?))
+}
+
+/// The cgroup in which memory counts: with v1 that of its controller.
+fn accounted_in(memberships: &str) -> String {
+    let lines = || memberships.lines().filter_map(|line| line.split_once(':')?.1.split_once(':'));
+    let of_v1 = lines().find(|(names, _)| names.split(',').any(|name| name == "memory"));
+    let found = of_v1.or_else(|| lines().find(|(names, _)| names.is_empty()));
+    found.map(|(_, path)| path.to_owned()).unwrap_or_default()
+}
+
+/// Whoever of a container is killed for memory, and whoever's limit was the reason, kubelet is told so.
+#[tokio::test(flavor = "multi_thread")]
+async fn out_of_memory_of_a_child_of_a_group_and_of_the_pod_is_told() -> Result {
+    const GREED: &str = "sh -c 'x=0123456789abcdef; while :; do x=$x$x; done'";
+    let (node, _registry, image) = node_with_image().await?;
+    let pod = node.pod("oom");
+    let pod_id = node.cri().run_pod(&pod).await?;
+
+    let child = limited(&image, "child", &format!("{GREED}; exit 3"), false);
+    let status = node.run_to_end(&pod_id, &child, &pod).await?;
+    assert_eq!((status.exit_code, status.reason.as_str()), (3, "OOMKilled"), "{status:?}");
+
+    let pause = node.cri().pause_pid(&pod_id).await?;
+    let memberships = node.machine().path(std::path::Path::new(&format!("/proc/{pause}/cgroup")));
+    let (hierarchy, limit) =
+        if kernel_has_v2_only() { ("", "memory.max") } else { ("memory", "memory.limit_in_bytes") };
+    if hierarchy.is_empty() {
+        let group = limited(&image, "group", &format!("{GREED}; exit 4"), true);
+        let status = node.run_to_end(&pod_id, &group, &pod).await?;
+        assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"), "{status:?}");
+    }
+
+    let of_pause = accounted_in(&std::fs::read_to_string(memberships)?);
+    let of_pod = std::path::Path::new(&of_pause).parent().expect("a pod's cgroup is not the root");
+    let root = std::path::Path::new("/sys/fs/cgroup").join(hierarchy);
+    // As kubelet sets it for a pod whose containers have limits.
+    std::fs::write(root.join(of_pod.strip_prefix("/")?).join(limit), (24 << 20).to_string())?;
+    let unlimited = ContainerSpec::shell("unlimited", &image, &format!("{GREED}; exit 5"));
+    let status = node.run_to_end(&pod_id, &unlimited, &pod).await?;
+    assert_eq!((status.exit_code, status.reason.as_str()), (5, "OOMKilled"), "{status:?}");
+    node.finish().await
+}
+
+/// systemd removes a scope with its last process, whether or not the monitor has had time to look at it.
+#[tokio::test(flavor = "multi_thread")]
+async fn out_of_memory_is_told_though_the_cgroup_is_gone_already() -> Result {
+    if CgroupDriver::asked_for() != CgroupDriver::Systemd || !kernel_has_v2_only() {
+        println!(
+            "not here: nobody but systemd removes a cgroup, and only with cgroup v2 those above count its kills"
+        );
+        return Ok(());
+    }
+    let (node, _registry, image) = node_with_image().await?;
+    let pod = node.pod("late");
+    let pod_id = node.cri().run_pod(&pod).await?;
+    let script = "while [ ! -e /go ]; do sleep 0.1; done; x=0123456789abcdef; while :; do x=$x$x; done";
+    let id = node.cri().run(&pod_id, &limited(&image, "late", script, true), &pod).await?;
+    let process = format!("/proc/{}", node.cri().container_pid(&id).await?);
+    let process = node.machine().path(std::path::Path::new(&process));
+    let memberships = std::fs::read_to_string(process.join("cgroup"))?;
+    let group =
+        std::path::Path::new("/sys/fs/cgroup").join(accounted_in(&memberships).trim_start_matches('/'));
+
+    let monitor = node.monitors()?[0].to_string();
+    node.machine().output("kill", &["-STOP", &monitor]).await?;
+    std::fs::write(process.join("root/go"), "")?;
+    let removed = async {
+        while group.try_exists()? {
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    let removed = tokio::time::timeout(e2e::patience(10), removed).await;
+    node.machine().output("kill", &["-CONT", &monitor]).await?;
+    removed??;
+    let status = node.exited(&id).await?;
+    assert_eq!((status.exit_code, status.reason.as_str()), (137, "OOMKilled"), "{status:?}");
+    node.finish().await
+}
+
+/// A container with little memory; `as_group`, it lives and dies as one.
+fn limited(image: &str, name: &str, script: &str, as_group: bool) -> ContainerSpec {
+    let mut spec = ContainerSpec::shell(name, image, script);
+    if let Some(resources) = spec.config.linux.as_mut().and_then(|it| it.resources.as_mut()) {
+        resources.memory_limit_in_bytes = 16 << 20;
+        resources.memory_swap_limit_in_bytes = 16 << 20;
+        if as_group {
+            resources.unified.insert("memory.oom.group".to_owned(), "1".to_owned());
+        }
+    }
+    spec
+}
+
+fn kernel_has_v2_only() -> bool {
+    std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").is_file()
 }

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use e2e::cri::{LinuxContainerResources, PodSandboxStatusRequest, UpdateContainerResourcesRequest};
-use e2e::{ContainerSpec, ImageBuilder, Media, Node, PodSpec, Registry, Result, code_of};
+use e2e::{ContainerSpec, Node, Result, Stage, code_of};
 use tonic::Code;
 
 const MIB: i64 = 1 << 20;
@@ -26,106 +26,84 @@ struct UpdatePod {
 /// What the files say where there is no limit; v1 has the highest multiple of its page size.
 const NO_LIMIT: &str = "none";
 
-struct Stage {
-    node: Node,
-    _registry: Registry,
-    image: String,
-    pod: PodSpec,
-    pod_id: String,
+fn container(stage: &Stage, resources: LinuxContainerResources) -> ContainerSpec {
+    let mut spec = ContainerSpec::lasting("limited", &stage.image);
+    let linux = spec.config.linux.as_mut().expect("it has a Linux part");
+    linux.resources = Some(resources);
+    spec
 }
 
-impl Stage {
-    async fn set() -> Result<Self> {
-        let (node, registry) = Node::boot_with_registry().await?;
-        let pushed = registry.push(ImageBuilder::busybox(Media::Oci)?, "busybox", "1").await?;
-        let image = node.cri().pull(&pushed.reference).await?;
-        let pod = node.pod("limits");
-        let pod_id = node.cri().run_pod(&pod).await?;
-        Ok(Self { node, _registry: registry, image, pod, pod_id })
-    }
+async fn create(stage: &Stage, resources: LinuxContainerResources) -> Result<String> {
+    Ok(stage.node.cri().create(&stage.pod_id, &container(stage, resources), &stage.pod).await?)
+}
 
-    fn container(&self, resources: LinuxContainerResources) -> ContainerSpec {
-        let mut spec = ContainerSpec::lasting("limited", &self.image);
-        let linux = spec.config.linux.as_mut().expect("it has a Linux part");
-        linux.resources = Some(resources);
-        spec
-    }
+async fn update(
+    stage: &Stage,
+    id: &str,
+    linux: LinuxContainerResources,
+) -> std::result::Result<(), tonic::Status> {
+    let request = UpdateContainerResourcesRequest {
+        container_id: id.to_owned(),
+        linux: Some(linux),
+        ..Default::default()
+    };
+    stage.node.cri().update_container_resources(request).await.map(drop)
+}
 
-    async fn create(&self, resources: LinuxContainerResources) -> Result<String> {
-        Ok(self.node.cri().create(&self.pod_id, &self.container(resources), &self.pod).await?)
-    }
+/// What CRI says is in force.
+async fn reported(stage: &Stage, id: &str) -> Result<LinuxContainerResources> {
+    let status = stage.node.cri().container(id).await?;
+    Ok(status.resources.and_then(|it| it.linux).expect("a container reports its resources"))
+}
 
-    async fn update(
-        &self,
-        id: &str,
-        linux: LinuxContainerResources,
-    ) -> std::result::Result<(), tonic::Status> {
-        let request = UpdateContainerResourcesRequest {
-            container_id: id.to_owned(),
-            linux: Some(linux),
-            ..Default::default()
-        };
-        self.node.cri().update_container_resources(request).await.map(drop)
+/// What the kernel says is in force, in words that both versions of its interface share.
+async fn in_force(stage: &Stage, id: &str) -> Result<BTreeMap<&'static str, String>> {
+    let pid = stage.node.cri().container_pid(id).await?;
+    let group = Group::of(&stage.node, pid)?;
+    let mut found = group.limits()?;
+    let score = std::fs::read_to_string(process(&stage.node, pid, "oom_score_adj"))?;
+    found.insert("oom", score.trim().to_owned());
+    if e2e::CgroupDriver::asked_for() == e2e::CgroupDriver::Systemd {
+        assert_systemd_agrees(stage, id, group.is_v2(), &found).await?;
     }
+    Ok(found)
+}
 
-    /// What CRI says is in force.
-    async fn reported(&self, id: &str) -> Result<LinuxContainerResources> {
-        let status = self.node.cri().container(id).await?;
-        Ok(status.resources.and_then(|it| it.linux).expect("a container reports its resources"))
+/// The unit's properties say what the files do.
+async fn assert_systemd_agrees(
+    stage: &Stage,
+    id: &str,
+    v2: bool,
+    files: &BTreeMap<&'static str, String>,
+) -> Result {
+    let unit = format!("crimson-{id}.scope");
+    let shown = stage.node.machine().output("systemctl", &["show", &unit]).await?;
+    let properties: BTreeMap<&str, &str> = shown.lines().filter_map(|line| line.split_once('=')).collect();
+    let property = |name: &str| match properties.get(name).copied().unwrap_or_default() {
+        "infinity" | "[not set]" | "" => NO_LIMIT.to_owned(),
+        value => value.to_owned(),
+    };
+    assert_eq!(property("CollectMode"), "inactive-or-failed");
+    assert_eq!((property("TasksMax"), files["pids"].as_str()), (NO_LIMIT.to_owned(), NO_LIMIT));
+    let memory = match property("MemoryMax") {
+        none if none == NO_LIMIT && !v2 => property("MemoryLimit"),
+        memory => memory,
+    };
+    assert_eq!(memory, files["memory"], "MemoryMax or MemoryLimit of {unit}");
+    let quota = property("CPUQuotaPerSecUSec");
+    assert_eq!(quota == NO_LIMIT, files["quota"] == NO_LIMIT, "CPUQuotaPerSecUSec={quota}, {files:?}");
+    if v2 {
+        assert_eq!(property("MemorySwapMax"), files["swap"], "MemorySwapMax of {unit}");
+        let weight = Some(property("CPUWeight")).filter(|weight| weight != NO_LIMIT);
+        // The kernel's own weight is told by nobody.
+        assert_eq!(weight.as_deref().unwrap_or("100"), files["weight"], "CPUWeight of {unit}");
+        // A group whose processors nobody names has those of the group above.
+        let named = Some(files["cpus"].as_str()).filter(|cpus| !matches!(*cpus, "" | "absent"));
+        assert_eq!(property("AllowedCPUs"), named.unwrap_or(NO_LIMIT), "AllowedCPUs of {unit}");
+    } else if property("CPUShares") != NO_LIMIT {
+        assert_eq!(property("CPUShares"), files["weight"], "CPUShares of {unit}");
     }
-
-    /// What the kernel says is in force, in words that both versions of its interface share.
-    async fn in_force(&self, id: &str) -> Result<BTreeMap<&'static str, String>> {
-        let pid = self.node.cri().container_pid(id).await?;
-        let group = Group::of(&self.node, pid)?;
-        let mut found = group.limits()?;
-        let score = std::fs::read_to_string(process(&self.node, pid, "oom_score_adj"))?;
-        found.insert("oom", score.trim().to_owned());
-        if e2e::CgroupDriver::asked_for() == e2e::CgroupDriver::Systemd {
-            self.assert_systemd_agrees(id, group.is_v2(), &found).await?;
-        }
-        Ok(found)
-    }
-
-    /// The unit's properties say what the files do.
-    async fn assert_systemd_agrees(
-        &self,
-        id: &str,
-        v2: bool,
-        files: &BTreeMap<&'static str, String>,
-    ) -> Result {
-        let unit = format!("crimson-{id}.scope");
-        let shown = self.node.machine().output("systemctl", &["show", &unit]).await?;
-        let properties: BTreeMap<&str, &str> =
-            shown.lines().filter_map(|line| line.split_once('=')).collect();
-        let property = |name: &str| match properties.get(name).copied().unwrap_or_default() {
-            "infinity" | "[not set]" | "" => NO_LIMIT.to_owned(),
-            value => value.to_owned(),
-        };
-        assert_eq!(property("CollectMode"), "inactive-or-failed");
-        assert_eq!((property("TasksMax"), files["pids"].as_str()), (NO_LIMIT.to_owned(), NO_LIMIT));
-        let memory = match property("MemoryMax") {
-            none if none == NO_LIMIT && !v2 => property("MemoryLimit"),
-            memory => memory,
-        };
-        assert_eq!(memory, files["memory"], "MemoryMax or MemoryLimit of {unit}");
-        let quota = property("CPUQuotaPerSecUSec");
-        assert_eq!(quota == NO_LIMIT, files["quota"] == NO_LIMIT, "CPUQuotaPerSecUSec={quota}, {files:?}");
-        if v2 {
-            assert_eq!(property("MemorySwapMax"), files["swap"], "MemorySwapMax of {unit}");
-            let weight = Some(property("CPUWeight")).filter(|weight| weight != NO_LIMIT);
-            // The kernel's own weight is told by nobody.
-            assert_eq!(weight.as_deref().unwrap_or("100"), files["weight"], "CPUWeight of {unit}");
-            assert_eq!(property("AllowedCPUs"), files["cpus"], "AllowedCPUs of {unit}");
-        } else if property("CPUShares") != NO_LIMIT {
-            assert_eq!(property("CPUShares"), files["weight"], "CPUShares of {unit}");
-        }
-        Ok(())
-    }
-
-    async fn finish(self) -> Result {
-        self.node.finish().await
-    }
+    Ok(())
 }
 
 /// A file of a process, which the node numbers.
@@ -257,7 +235,7 @@ fn expected(asked: &LinuxContainerResources, group: &Group) -> BTreeMap<&'static
 /// Asserts that everything in `expected` is in force; the weight of v2 is the OCI runtime's conversion.
 async fn assert_in_force(stage: &Stage, id: &str, asked: &LinuxContainerResources) -> Result {
     let group = Group::of(&stage.node, stage.node.cri().container_pid(id).await?)?;
-    let found = stage.in_force(id).await?;
+    let found = in_force(stage, id).await?;
     for (what, wanted) in expected(asked, &group) {
         assert_eq!(found[what], wanted, "{what} of {found:?}");
     }
@@ -281,25 +259,25 @@ fn assert_reported(reported: &LinuxContainerResources, asked: &LinuxContainerRes
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_of_a_running_container_follow_an_update_in_full() -> Result {
     let stage = Stage::set().await?;
-    let id = stage.create(at_first()).await?;
+    let id = create(&stage, at_first()).await?;
     stage.node.cri().start(&id).await?;
     assert_in_force(&stage, &id, &at_first()).await?;
-    assert_reported(&stage.reported(&id).await?, &at_first());
+    assert_reported(&reported(&stage, &id).await?, &at_first());
 
-    stage.update(&id, later()).await?;
+    update(&stage, &id, later()).await?;
     assert_in_force(&stage, &id, &later()).await?;
-    assert_reported(&stage.reported(&id).await?, &later());
+    assert_reported(&reported(&stage, &id).await?, &later());
 
     // What an update leaves out stays; what it lifts is gone.
     let only = LinuxContainerResources { cpu_quota: -1, ..Default::default() };
-    stage.update(&id, only).await?;
+    update(&stage, &id, only).await?;
     let lifted = LinuxContainerResources { cpu_quota: -1, ..later() };
     assert_in_force(&stage, &id, &lifted).await?;
-    assert_reported(&stage.reported(&id).await?, &lifted);
+    assert_reported(&reported(&stage, &id).await?, &lifted);
 
     // Down again, in the other order of memory and swap.
     let back = LinuxContainerResources { memory_swap_limit_in_bytes: 64 * MIB, ..at_first() };
-    stage.update(&id, back.clone()).await?;
+    update(&stage, &id, back.clone()).await?;
     assert_in_force(&stage, &id, &back).await?;
     stage.finish().await
 }
@@ -307,12 +285,12 @@ async fn limits_of_a_running_container_follow_an_update_in_full() -> Result {
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_of_a_created_container_are_there_when_it_starts() -> Result {
     let mut stage = Stage::set().await?;
-    let id = stage.create(at_first()).await?;
-    stage.update(&id, later()).await?;
-    assert_reported(&stage.reported(&id).await?, &later());
+    let id = create(&stage, at_first()).await?;
+    update(&stage, &id, later()).await?;
+    assert_reported(&reported(&stage, &id).await?, &later());
     stage.node.kill9().await?;
     stage.node.restart().await?;
-    assert_reported(&stage.reported(&id).await?, &later());
+    assert_reported(&reported(&stage, &id).await?, &later());
     stage.node.cri().start(&id).await?;
     assert_in_force(&stage, &id, &later()).await?;
     stage.finish().await
@@ -321,13 +299,13 @@ async fn limits_of_a_created_container_are_there_when_it_starts() -> Result {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_container_without_limits_has_none_and_can_get_some() -> Result {
     let stage = Stage::set().await?;
-    let id = stage.create(LinuxContainerResources { oom_score_adj: 700, ..Default::default() }).await?;
+    let id = create(&stage, LinuxContainerResources { oom_score_adj: 700, ..Default::default() }).await?;
     stage.node.cri().start(&id).await?;
-    let found = stage.in_force(&id).await?;
+    let found = in_force(&stage, &id).await?;
     for what in ["quota", "memory", "pids"] {
         assert_eq!(found[what], NO_LIMIT, "{what} of {found:?}");
     }
-    stage.update(&id, at_first()).await?;
+    update(&stage, &id, at_first()).await?;
     assert_in_force(&stage, &id, &at_first()).await?;
     stage.finish().await
 }
@@ -337,7 +315,7 @@ async fn a_refused_update_changes_nothing() -> Result {
     let stage = Stage::set().await?;
     // Files in memory cannot be given back.
     let line = "dd if=/dev/zero of=/dev/shm/x bs=1M count=24 2>/dev/null; echo full; trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done";
-    let mut spec = stage.container(at_first());
+    let mut spec = container(&stage, at_first());
     spec.config.command = ["sh", "-c", line].map(str::to_owned).to_vec();
     let id = stage.node.cri().run(&stage.pod_id, &spec, &stage.pod).await?;
     let path = stage.node.cri().container(&id).await?.log_path;
@@ -347,20 +325,20 @@ async fn a_refused_update_changes_nothing() -> Result {
         }
     };
     tokio::time::timeout(e2e::patience(20), filled).await?;
-    let before = stage.in_force(&id).await?;
+    let before = in_force(&stage, &id).await?;
     // Everything else in it would be possible.
     let refused = LinuxContainerResources {
         memory_limit_in_bytes: 14 * MIB,
         memory_swap_limit_in_bytes: 14 * MIB,
         ..later()
     };
-    let status = stage.update(&id, refused).await.expect_err("more is in use");
+    let status = update(&stage, &id, refused).await.expect_err("more is in use");
     assert_ne!(status.code(), Code::Ok, "{status:?}");
     assert!(!status.message().is_empty() && !status.message().contains(&id), "{status:?}");
-    assert_eq!(stage.in_force(&id).await?, before);
-    assert_reported(&stage.reported(&id).await?, &at_first());
+    assert_eq!(in_force(&stage, &id).await?, before);
+    assert_reported(&reported(&stage, &id).await?, &at_first());
     // And it goes on: what is possible is done.
-    stage.update(&id, later()).await?;
+    update(&stage, &id, later()).await?;
     assert_in_force(&stage, &id, &later()).await?;
     stage.finish().await
 }
@@ -368,7 +346,7 @@ async fn a_refused_update_changes_nothing() -> Result {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_makes_no_sense_is_refused_by_name() -> Result {
     let stage = Stage::set().await?;
-    let id = stage.create(at_first()).await?;
+    let id = create(&stage, at_first()).await?;
     stage.node.cri().start(&id).await?;
     let none = LinuxContainerResources::default;
     let bad = [
@@ -380,17 +358,17 @@ async fn what_makes_no_sense_is_refused_by_name() -> Result {
         ("memory_limit_in_bytes", LinuxContainerResources { memory_limit_in_bytes: 1, ..none() }),
         ("memory_swap_limit_in_bytes", LinuxContainerResources { memory_swap_limit_in_bytes: MIB, ..none() }),
     ];
-    for (field, update) in bad {
-        let status = stage.update(&id, update).await.expect_err(field);
+    for (field, limits) in bad {
+        let status = update(&stage, &id, limits).await.expect_err(field);
         assert_eq!(status.code(), Code::InvalidArgument, "{field}: {status:?}");
         assert!(status.message().contains(field), "{field}: {status:?}");
     }
     assert_in_force(&stage, &id, &at_first()).await?;
     let request = UpdateContainerResourcesRequest { container_id: id.clone(), ..Default::default() };
     assert_eq!(code_of(&stage.node.cri().update_container_resources(request).await), Code::InvalidArgument);
-    assert_eq!(code_of(&stage.update(&"0".repeat(64), later()).await), Code::NotFound);
+    assert_eq!(code_of(&update(&stage, &"0".repeat(64), later()).await), Code::NotFound);
     stage.node.cri().stop(&id, 5).await?;
-    assert_eq!(code_of(&stage.update(&id, later()).await), Code::FailedPrecondition);
+    assert_eq!(code_of(&update(&stage, &id, later()).await), Code::FailedPrecondition);
     stage.finish().await
 }
 
@@ -418,5 +396,52 @@ async fn a_sandbox_takes_note_of_its_resources() -> Result {
     assert_eq!(update(&stage, &"0".repeat(64)).await, Code::NotFound);
     stage.node.cri().stop_pod(&id).await?;
     assert_eq!(update(&stage, &id).await, Code::FailedPrecondition);
+    stage.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_contradicts_itself_or_cannot_be_kept_is_refused_by_name() -> Result {
+    let stage = Stage::set().await?;
+    let unified = |file: &str| [(file.to_owned(), "1".to_owned())].into();
+    let refused = [
+        (
+            "memory_limit_in_bytes",
+            LinuxContainerResources { memory_limit_in_bytes: MIB, ..Default::default() },
+        ),
+        (
+            "memory_limit_in_bytes",
+            LinuxContainerResources {
+                memory_limit_in_bytes: 64 * MIB,
+                unified: unified("memory.max"),
+                ..Default::default()
+            },
+        ),
+        (
+            "cpu_shares",
+            LinuxContainerResources { cpu_shares: 512, unified: unified("cpu.weight"), ..Default::default() },
+        ),
+        ("cgroup.kill", LinuxContainerResources { unified: unified("cgroup.kill"), ..Default::default() }),
+    ];
+    for (name, resources) in refused {
+        let reply = stage.node.cri().create(&stage.pod_id, &container(&stage, resources), &stage.pod).await;
+        assert_eq!(code_of(&reply), Code::InvalidArgument, "{name}");
+        let message = reply.err().map(|status| status.message().to_owned()).unwrap_or_default();
+        assert!(message.contains(name), "{message}");
+    }
+    let mut classed = ContainerSpec::lasting("classed", &stage.image);
+    classed.config.annotations.insert("io.kubernetes.cri.blockio-class".to_owned(), "slow".to_owned());
+    let reply = stage.node.cri().create(&stage.pod_id, &classed, &stage.pod).await;
+    assert_eq!(code_of(&reply), Code::FailedPrecondition);
+    stage.finish().await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shares_below_the_kernels_least_are_its_least() -> Result {
+    let stage = Stage::set().await?;
+    let id = create(&stage, LinuxContainerResources { cpu_shares: 1, ..Default::default() }).await?;
+    stage.node.cri().start(&id).await?;
+    assert_eq!(reported(&stage, &id).await?.cpu_shares, 2);
+    let least = if PathBuf::from("/sys/fs/cgroup/cgroup.controllers").is_file() { "1" } else { "2" };
+    assert_eq!(in_force(&stage, &id).await?["weight"], least);
     stage.finish().await
 }

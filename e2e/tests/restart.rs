@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use e2e::cri::{ContainerState, PodSandboxState, VersionRequest};
-use e2e::{ContainerSpec, Cri, ImageBuilder, Media, Node, Result, code_of};
+use e2e::{ContainerSpec, Cri, ImageBuilder, Media, Node, Options, Result, code_of};
 use tonic::Code;
 
 /// At how many moments of the flow the daemon is killed.
@@ -286,4 +286,44 @@ fn next_random(state: u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)
+}
+
+/// A shell has its background jobs ignore SIGINT and SIGQUIT, `nohup` SIGHUP; who starts programs from threads may have blocked
+/// signals. All of that would be inherited down to the applications.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_starter_did_with_signals_ends_at_the_daemon() -> Result {
+    let signals = "INT,QUIT,HUP,CHLD,USR1,TERM,RTMIN+3";
+    let starter =
+        ["env".to_owned(), format!("--ignore-signal={signals}"), format!("--block-signal={signals}")];
+    let options = Options { starter: starter.to_vec(), ..Options::default() };
+    let (node, registry) = Node::start_with_registry(options).await?;
+    let pushed = registry.push(ImageBuilder::busybox(Media::Oci)?, "busybox", "1").await?;
+    let cri = node.cri();
+    let image = cri.pull(&pushed.reference).await?;
+    let pod = node.pod("signals");
+    let pod_id = cri.run_pod(&pod).await?;
+    let spec = ContainerSpec::shell("shows", &image, "cat /proc/self/status; while :; do sleep 1; done");
+    let id = cri.run(&pod_id, &spec, &pod).await?;
+    // Busybox's shell ignores SIGQUIT itself, and would become its last command.
+    let of_exec = cri.shell(&id, "cat /proc/self/status; true").await?;
+    let shown = || node.container_log("signals", "shows/0.log");
+    while !shown()?.iter().any(|(_, _, text)| text.starts_with("SigCgt:")) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let of_container: String = shown()?.into_iter().map(|(_, _, text)| text + "\n").collect();
+    // What plugins and OCI runtimes inherit.
+    let of_daemon = std::fs::read_to_string(format!("/proc/{}/status", node.pid().expect("it runs")))?;
+    for status in [of_exec, of_container, of_daemon] {
+        assert_eq!(inherited_signals(&status)?, [0, 0], "{status}");
+    }
+    node.finish().await
+}
+
+/// Which signals a process blocks and ignores. Three do not count: SIGPIPE, which the standard library ignores in its own programs
+/// only, and two that the C library ignores for every program, who sets them before using them.
+fn inherited_signals(status: &str) -> Result<Vec<u64>> {
+    const OWN: u64 = 1 << 12 | 1 << 31 | 1 << 32;
+    let lines = status.lines().filter(|line| line.starts_with("SigBlk:") || line.starts_with("SigIgn:"));
+    let masks = lines.filter_map(|line| line.split_once(':'));
+    masks.map(|(_, mask)| Ok(u64::from_str_radix(mask.trim(), 16)? & !OWN)).collect()
 }

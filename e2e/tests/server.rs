@@ -140,6 +140,8 @@ async fn the_socket_is_for_root_alone() -> Result {
     assert_eq!(socket.permissions().mode() & 0o777, 0o600);
     let parent = std::fs::metadata(node.socket().parent().expect("a socket in a directory"))?;
     assert_eq!(parent.permissions().mode() & 0o777, 0o700);
+    let state = std::fs::metadata(node.state())?;
+    assert_eq!(state.permissions().mode() & 0o777, 0o711, "others may pass, and see nothing");
     node.finish().await
 }
 

@@ -4,14 +4,15 @@
 //!
 //! | trial | what it does |
 //! |---|---|
-//! | `timeouts` | 1000 calls whose callers leave in the middle of making pods, creating and starting containers |
+//! | `timeouts` | 1000 calls whose callers leave in the middle of making pods, creating and starting containers, pulling images |
 //! | `exits` | 200 containers that end by codes and signals while the daemon is killed 50 times |
 //! | `logs` | 50 writers of 1000 lines a second; the daemon stopped for 60 s, the disk full for 10 s |
 //! | `network` | plugins that are missing, fail, die or hang at ADD, DEL and STATUS |
 //! | `recovery` | 100 pods with 200 containers, the daemon killed 5 times |
 //! | `commands` | 10 000 ExecSync, a third of them leaving children |
+//! | `streams` | 1000 exec sessions and 1000 forwarded connections, a tenth of them cut at random moments |
 //! | `hung` | an OCI runtime that hangs at each of its verbs |
-//! | `verbs` | random verbs and kills for `--seconds`, against a model |
+//! | `verbs` | random verbs of callers with little patience, kills, and faults of plugins, OCI runtime and registry, for `--seconds`; against a model and `crimson check` |
 //!
 //! `--seconds` is for `verbs` (300 without it), `--scale` for the sizes of all others,
 //! `--only` for those verbs of `hung` and troubles of `network` whose name contains the text. `CRIMSON_BIN_DIR` names the programs.
@@ -25,9 +26,10 @@ use anyhow::{Context, bail};
 use e2e::Result;
 use e2e::faulty::Moment;
 use e2e::trial::network::Trouble;
-use e2e::trial::{Report, commands, exits, hung, logs, network, recovery, timeouts, verbs};
+use e2e::trial::{Report, commands, exits, hung, logs, network, recovery, streams, timeouts, verbs};
 
-const TRIALS: [&str; 8] = ["timeouts", "exits", "logs", "network", "recovery", "commands", "hung", "verbs"];
+const TRIALS: [&str; 9] =
+    ["timeouts", "exits", "logs", "network", "recovery", "commands", "streams", "hung", "verbs"];
 
 /// What the command line asks for.
 #[derive(Debug, Clone)]
@@ -115,6 +117,10 @@ async fn trial(name: &str, wishes: &Wishes) -> Result<Report> {
         }
         "commands" => {
             commands::run(commands::Plan { commands: part(10_000), parallel: 16, growth_kib: 4096 }).await
+        }
+        "streams" => {
+            let (commands, connections, growth_kib) = (part(1000), part(1000), 4096);
+            streams::run(streams::Plan { commands, connections, parallel: 12, growth_kib, seed }).await
         }
         "hung" => every_verb(&wishes.only).await,
         _ => {

@@ -1,6 +1,5 @@
 //! Many ExecSync calls, of which a third leave children in the background.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +8,8 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tonic::Code;
 
-use super::{Footprint, Report, Stage, together, until};
+use super::held::Held;
+use super::{Footprint, Report, Stage, together};
 use crate::cri::NamespaceMode;
 use crate::{ContainerSpec, Cri, PodSpec, Result, code_of, patience};
 
@@ -28,16 +28,16 @@ pub struct Plan {
 pub async fn run(plan: Plan) -> Result<Report> {
     let stage = Stage::set("").await?;
     let containers = Containers::start(&stage).await?;
-    let before = containers.look(&stage)?;
+    let before = Held::by(&stage.node)?;
     let begun = Instant::now();
     let tenth = (plan.commands / 10).max(plan.parallel);
     containers.run_commands(&stage, 0, tenth, plan.parallel).await?;
-    containers.settle(&stage, &before).await?;
-    let early = containers.look(&stage)?;
+    before.comes_back(&stage.node).await?;
+    let early = Held::by(&stage.node)?;
     containers.run_commands(&stage, tenth, plan.commands, plan.parallel).await?;
     let took = begun.elapsed();
-    containers.settle(&stage, &before).await?;
-    let late = containers.look(&stage)?;
+    before.comes_back(&stage.node).await?;
+    let late = Held::by(&stage.node)?;
     let mut report = Report::default();
     let grown = |late: Footprint, early: Footprint| late.resident_kib.saturating_sub(early.resident_kib);
     report.note(format!(
@@ -45,9 +45,11 @@ pub async fn run(plan: Plan) -> Result<Report> {
         plan.commands, before.daemon.threads, early.daemon.threads, late.daemon.threads
     ));
     report.note(format!(
-        "resident: daemon {} KiB after a tenth, {} KiB in the end; monitor {} KiB, {} KiB",
+        "resident: daemon {} KiB at first, {} KiB after a tenth, {} KiB in the end; monitor {} KiB, {} KiB, {} KiB",
+        before.daemon.resident_kib,
         early.daemon.resident_kib,
         late.daemon.resident_kib,
+        before.monitor.resident_kib,
         early.monitor.resident_kib,
         late.monitor.resident_kib
     ));
@@ -64,21 +66,12 @@ pub async fn run(plan: Plan) -> Result<Report> {
 }
 
 /// One container with process ids of its own and one that shares the pod's.
-struct Containers {
-    ids: Vec<String>,
-}
-
-/// What is there beside the containers.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Held {
-    daemon: Footprint,
-    monitor: Footprint,
-    processes: usize,
-    files: Vec<String>,
+pub(super) struct Containers {
+    pub(super) ids: Vec<String>,
 }
 
 impl Containers {
-    async fn start(stage: &Stage) -> Result<Self> {
+    pub(super) async fn start(stage: &Stage) -> Result<Self> {
         let cri = stage.node.cri();
         let own = stage.pod("own");
         let mut shared = stage.pod("shared");
@@ -100,43 +93,6 @@ impl Containers {
         Ok(Self { ids })
     }
 
-    fn look(&self, stage: &Stage) -> Result<Held> {
-        let machine = stage.node.machine();
-        // Its process id is known as the host numbers it.
-        let daemon = Footprint::of(Path::new("/proc"), stage.node.pid().context("the daemon runs")?)?;
-        let (proc, monitors) = (machine.path(Path::new("/proc")), stage.node.monitors()?);
-        let mut monitor = Footprint { descriptors: 0, threads: 0, resident_kib: 0 };
-        for pid in monitors {
-            let one = Footprint::of(&proc, pid)?;
-            monitor.descriptors += one.descriptors;
-            monitor.threads += one.threads;
-            monitor.resident_kib = monitor.resident_kib.max(one.resident_kib);
-        }
-        let mut files = Vec::new();
-        list(&machine.path(&stage.node.state()), &mut files);
-        files.sort();
-        Ok(Held { daemon, monitor, processes: machine.processes()?.len(), files })
-    }
-
-    /// Waits until nothing is held that was not before but memory, and threads that a runtime keeps for the next work.
-    async fn settle(&self, stage: &Stage, before: &Held) -> Result {
-        let left = || -> Result<Option<String>> {
-            let now = self.look(stage)?;
-            let new: Vec<&String> = now.files.iter().filter(|file| !before.files.contains(file)).collect();
-            let same = now.daemon.descriptors <= before.daemon.descriptors
-                && now.monitor.descriptors <= before.monitor.descriptors
-                && now.monitor.threads <= before.monitor.threads
-                && now.processes <= before.processes
-                && new.is_empty();
-            Ok((!same).then(|| format!(
-                "daemon {:?} became {:?}, monitors {:?} became {:?}, {} processes became {}, new files {new:?}",
-                before.daemon, now.daemon, before.monitor, now.monitor, before.processes, now.processes
-            )))
-        };
-        let settled = until("nothing of the commands is left", 20, || async { Ok(left()?.is_none()) }).await;
-        settled.with_context(|| left().ok().flatten().unwrap_or_default())
-    }
-
     async fn run_commands(&self, stage: &Stage, from: usize, to: usize, parallel: usize) -> Result {
         let turns = Arc::new(Semaphore::new(parallel));
         let commands = (from..to).map(|n| {
@@ -154,16 +110,6 @@ impl Containers {
 fn share(pod: &mut PodSpec) {
     if let Some(options) = pod.namespace_options() {
         options.pid = NamespaceMode::Pod.into();
-    }
-}
-
-fn list(dir: &Path, found: &mut Vec<String>) {
-    let Ok(entries) = std::fs::read_dir(dir) else { return };
-    for entry in entries.flatten() {
-        found.push(entry.path().display().to_string());
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.file_name() != "rootfs" {
-            list(&entry.path(), found);
-        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Exit codes, reasons and times of containers that end while the daemon comes and goes.
 
+mod deaths;
+
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -26,7 +28,7 @@ pub struct Plan {
     pub kills: usize,
     /// Over which time the ends are spread.
     pub spread: Duration,
-    /// By how much `finished_at` may be later than the container's last act.
+    /// By how much `finished_at` may be later than the moment when a bystander saw the container dead.
     pub tolerance: Duration,
     /// Where the random moments come from.
     pub seed: u64,
@@ -42,36 +44,46 @@ struct End {
 }
 
 /// Containers that end by codes and signals while the daemon is killed again and again. Each one's last act is to create a
-/// file, whose time is what `finished_at` is compared with.
+/// file: `finished_at` is not before that, and not long after somebody else saw the container dead.
 pub async fn run(plan: Plan) -> Result<Report> {
     let mut stage = Stage::set("").await?;
     let mut random = Random::new(plan.seed);
     let volume = stage.node.dir().join("ends");
     std::fs::create_dir(&volume)?;
-    let mut ends = Vec::new();
+    let (mut ends, mut watches) = (Vec::new(), Vec::new());
     for (n, chunk) in plan_ends(&plan, &mut random).chunks(POD_SIZE).enumerate() {
-        ends.extend(start_pod(&stage, n, chunk, &volume).await?);
+        let started = start_pod(&stage, n, chunk, &volume).await?;
+        let mut mortals = deaths::Mortals::default();
+        for end in &started {
+            mortals.add(&stage.node.cri(), &end.id).await?;
+        }
+        watches.push(mortals.watch()?);
+        ends.extend(started);
     }
     let killed = kill_again_and_again(&mut stage, &plan, &mut random, &ends).await?;
-    let mut latest = Delays::default();
+    let mut deaths = BTreeMap::new();
+    for watch in watches {
+        deaths.extend(watch.moments()?);
+    }
+    let mut delays = Delays::default();
     for end in &ends {
         let status = stage.node.exited(&end.id).await?;
-        check(end, &status, &volume, &mut latest)
+        check(end, &status, &volume, deaths.get(&end.id).copied(), &mut delays)
             .with_context(|| format!("seed {}: {}: {status:?}", plan.seed, end.name))?;
         if let Some(earlier) = killed.seen.get(&end.id) {
             ensure!(*earlier == status, "what was told of an end changed: {earlier:?} became {status:?}");
         }
     }
-    let late = latest.later_than(plan.tolerance);
-    ensure!(late == 0, "seed {}: {late} of {} ended too late: {}", plan.seed, ends.len(), latest.describe());
+    let late = delays.later_than(plan.tolerance);
+    ensure!(late.is_empty(), "seed {}: ended too late: {late:?}; {}", plan.seed, delays.describe());
     let mut report = Report::default();
     report.note(format!(
         "{} containers ended right ({} in the moments when no daemon ran), {} kills",
         ends.len(),
-        latest.unseen(&killed.down),
+        delays.unseen(&killed.down),
         plan.kills
     ));
-    report.note(format!("finished_at after the last act: {}", latest.describe()));
+    report.note(format!("{} of them seen dead by a bystander; {}", deaths.len(), delays.describe()));
     stage.finish().await?;
     Ok(report)
 }
@@ -84,14 +96,15 @@ fn plan_ends(plan: &Plan, random: &mut Random) -> Vec<End> {
         let name = format!("end-{n}");
         let spread = u64::try_from(plan.spread.as_millis()).unwrap_or(u64::MAX);
         let wait = random.milliseconds(200, spread).as_secs_f64();
-        let (code, act) = if signals {
+        let (code, line) = if signals {
             let signal = SIGNALS.get(n / 2 % SIGNALS.len()).copied().unwrap_or(9);
-            (128 + signal, format!("kill -{signal} $$; sleep 60"))
+            // The shell itself has its own mind about some signals, so it becomes another program.
+            let line = format!("(sleep {wait:.3}; : >/ends/{name}; kill -{signal} $$) & exec sleep 1000");
+            (128 + signal, line)
         } else {
             let code = i32::try_from(n % 256).unwrap_or_default();
-            (code, format!("exit {code}"))
+            (code, format!("sleep {wait:.3}; : >/ends/{name}; exit {code}"))
         };
-        let line = format!("sleep {wait:.3}; : >/ends/{name}; {act}");
         ends.push(End { name, code, line, id: String::new() });
     }
     ends
@@ -172,39 +185,60 @@ async fn kill_again_and_again(
     Ok(killed)
 }
 
-/// By how much ends were told later than they were, and when they were.
+/// One end: when it was, and how much later it was told to be.
+#[derive(Debug, Clone)]
+struct Delay {
+    name: String,
+    /// The time of its last act.
+    at: i64,
+    after_act: i64,
+    /// After it was seen dead; after its last act where nobody saw.
+    after_death: i64,
+}
+
 #[derive(Debug, Default)]
-struct Delays(Vec<(i64, i64)>);
+struct Delays(Vec<Delay>);
 
 impl Delays {
     fn describe(&self) -> String {
-        let mut delays: Vec<i64> = self.0.iter().map(|(_, delay)| *delay).collect();
-        delays.sort_unstable();
-        let at = |part: usize| delays.get((delays.len() * part / 100).min(delays.len() - 1)).copied();
-        let [median, late, last] = [50, 99, 100].map(|part| milliseconds(at(part).unwrap_or_default()));
-        format!("median {median}, 99th percentile {late}, worst {last}")
+        let [act, death] = [|it: &Delay| it.after_act, |it: &Delay| it.after_death].map(|part| {
+            let mut delays: Vec<i64> = self.0.iter().map(part).collect();
+            delays.sort_unstable();
+            let at = |part: usize| delays.get((delays.len() * part / 100).min(delays.len() - 1)).copied();
+            let [median, late, last] = [50, 99, 100].map(|part| milliseconds(at(part).unwrap_or_default()));
+            format!("median {median}, 99th percentile {late}, worst {last}")
+        });
+        format!("finished_at after the last act: {act}; after being seen dead: {death}")
     }
 
-    fn later_than(&self, tolerance: Duration) -> usize {
+    fn later_than(&self, tolerance: Duration) -> Vec<String> {
         let tolerance = i64::try_from(tolerance.as_nanos()).unwrap_or(i64::MAX);
-        self.0.iter().filter(|(_, delay)| *delay > tolerance).count()
+        let late = self.0.iter().filter(|it| it.after_death > tolerance);
+        late.map(|it| format!("{} {}", it.name, milliseconds(it.after_death))).collect()
     }
 
     fn unseen(&self, down: &[(i64, i64)]) -> usize {
         let unseen = |at: i64| down.iter().any(|(from, to)| *from <= at && at <= *to);
-        self.0.iter().filter(|(at, _)| unseen(*at)).count()
+        self.0.iter().filter(|it| unseen(it.at)).count()
     }
 }
 
-fn check(end: &End, status: &ContainerStatus, volume: &Path, delays: &mut Delays) -> Result {
+fn check(
+    end: &End,
+    status: &ContainerStatus,
+    volume: &Path,
+    death: Option<i64>,
+    delays: &mut Delays,
+) -> Result {
     let reason = if end.code == 0 { "Completed" } else { "Error" };
     ensure!(status.exit_code == end.code, "code {} instead of {}", status.exit_code, end.code);
     ensure!(status.reason == reason, "reason {:?} instead of {reason}", status.reason);
-    let last_act = modified(&volume.join(&end.name))?;
-    let delay = status.finished_at - last_act;
+    let at = modified(&volume.join(&end.name))?;
+    let after_act = status.finished_at - at;
     // The time of a file comes from a clock that ticks every few milliseconds.
-    ensure!(delay > -10_000_000, "finished {} before its last act", milliseconds(-delay));
-    delays.0.push((last_act, delay));
+    ensure!(after_act > -10_000_000, "finished {} before its last act", milliseconds(-after_act));
+    let after_death = status.finished_at - death.unwrap_or(at);
+    delays.0.push(Delay { name: end.name.clone(), at, after_act, after_death });
     Ok(())
 }
 

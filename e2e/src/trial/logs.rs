@@ -16,10 +16,11 @@ use crate::{ContainerSpec, PodSpec, Result, patience, process};
 /// How many containers share a pod.
 const POD_SIZE: usize = 5;
 
-/// What a writer does: so many lines at a time, ten times a second. Beside them it notes the longest time that one such
+/// What a writer does once all are there: so many lines at a time, ten times a second. Beside them it notes the longest time that one such
 /// burst took, in hundredths of a second, by the clock that a shell can read without starting a program.
 const WRITER: &str = r#"
 text=$(printf '%080d' 0)
+while [ ! -e /notes/go ]; do sleep 0.1; done
 i=0; worst=0
 while [ $i -lt $LINES ]; do
     read up _ </proc/uptime; begun=${up%.*}${up#*.}
@@ -31,6 +32,9 @@ while [ $i -lt $LINES ]; do
 done
 echo $worst >/notes/$NAME
 "#;
+
+/// No line of a log is longer.
+const LINE_LIMIT: usize = 136;
 
 /// The size of the trial.
 #[derive(Debug, Clone, Copy)]
@@ -99,8 +103,10 @@ async fn resume_nsenter(daemon: u32) -> Result {
 }
 
 async fn while_full(stage: &Stage, plan: Plan, report: &mut Report) -> Result {
-    let disk = Disk::mount(stage, 64 + plan.containers * plan.lines_per_second / 5000).await?;
     let seconds = plan.full + Duration::from_secs(4);
+    // Room for all that is written, so that it is full only when it is made so.
+    let lines = plan.containers * plan.lines_per_second * usize::try_from(seconds.as_secs())?;
+    let disk = Disk::mount(stage, 8 + ((lines * LINE_LIMIT) >> 20)).await?;
     let writers = Writers::start(stage, "full", plan, seconds, Some(&disk.inside)).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     disk.fill()?;
@@ -158,6 +164,7 @@ impl Writers {
         for (n, names) in writers.names.clone().chunks(POD_SIZE).enumerate() {
             writers.start_pod(stage, &format!("{kind}-{n}"), names, burst).await?;
         }
+        fs::write(writers.notes.join("go"), "")?;
         Ok(writers)
     }
 
@@ -203,8 +210,8 @@ impl Writers {
         Ok(())
     }
 
-    /// Reads a log, in which each of the writer's lines is there once and in order, or told of as missing at its place. Gives
-    /// how many are there and how many are missing.
+    /// Reads a log, in which each of the writer's lines is there once and in order, or told of as missing at its place; the
+    /// last one is there. Gives how many are there and how many are missing.
     fn read(&self, stage: &Stage, name: &str) -> Result<(usize, usize)> {
         let path = stage.node.machine().path(&self.logs.join(name).join("0.log"));
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
@@ -224,6 +231,8 @@ impl Writers {
         }
         let all = there + missing;
         ensure!(all == self.lines, "{name}: {there} lines and {missing} missing ones of {}", self.lines);
+        let resumed = matches!(Line::parse(before[1]), Ok(Line::Written(_)));
+        ensure!(resumed, "{name}: nothing was written after the last notice");
         Ok((there, missing))
     }
 

@@ -1,5 +1,7 @@
 //! Callers that leave in the middle: each comes back and gets the same thing.
 
+mod pulls;
+
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;
@@ -26,11 +28,12 @@ pub struct Plan {
 }
 
 /// Calls of RunPodSandbox that time out in a hanging plugin, of CreateContainer that are dropped at random moments, of
-/// StartContainer that time out in a hanging OCI runtime.
+/// StartContainer that time out in a hanging OCI runtime, of PullImage that time out before a registry that went quiet.
 pub async fn run(plan: Plan) -> Result<Report> {
     let stage = Stage::set("").await?;
     let mut random = Random::new(plan.seed);
     let mut tally = Tally::default();
+    let mut pulls = pulls::Pulls::prepare(&stage).await?;
     let mut batch = 0;
     while tally.total() < plan.timeouts {
         let pods: Vec<PodSpec> =
@@ -38,16 +41,20 @@ pub async fn run(plan: Plan) -> Result<Report> {
         one_batch(&stage, &pods, &mut random, &mut tally)
             .await
             .with_context(|| format!("batch {batch}, seed {}", plan.seed))?;
+        let images = plan.batch.div_ceil(5);
+        let left = pulls.one_batch(&stage, batch, images, &mut random).await;
+        tally.pull += left.with_context(|| format!("pulls of batch {batch}, seed {}", plan.seed))?;
         stage.node.assert_nothing_leaked().await.with_context(|| format!("batch {batch}"))?;
         batch += 1;
     }
     let mut report = Report::default();
     report.note(format!(
-        "{} calls timed out (RunPodSandbox {}, CreateContainer {}, StartContainer {}); every retry got the one id",
+        "{} calls timed out (RunPodSandbox {}, CreateContainer {}, StartContainer {}, PullImage {}); every retry got the one id",
         tally.total(),
         tally.run,
         tally.create,
-        tally.start
+        tally.start,
+        tally.pull
     ));
     report.note(format!("{} starts had ended when their retry came, which was told so", tally.late));
     stage.finish().await?;
@@ -59,12 +66,13 @@ struct Tally {
     run: usize,
     create: usize,
     start: usize,
+    pull: usize,
     late: usize,
 }
 
 impl Tally {
     fn total(&self) -> usize {
-        self.run + self.create + self.start
+        self.run + self.create + self.start + self.pull
     }
 }
 

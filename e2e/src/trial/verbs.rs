@@ -1,8 +1,8 @@
-//! The soak: clients that do random verbs, somebody who kills at random, and a model that knows what must be true.
+//! The soak: clients that do random verbs, somebody who kills and breaks at random, and a model that knows what must be true.
 //!
-//! Each client has pods of its own and repeats, as the kubelet does, what was cut off, until it is done. So it always knows
-//! what there must be, and the model is exact: at quiet points the lists must say neither more nor less. An error is allowed
-//! only when something was killed while the call was under way. What the random numbers decide comes from the seed; how calls
+//! Each client has pods and an image of its own and repeats, as the kubelet does, what was cut off or what it had no patience
+//! for, until it is done. So it always knows what there must be, and the model is exact: at quiet points the lists must say
+//! neither more nor less. An error is allowed only when something was killed or broken while the call was under way. What the random numbers decide comes from the seed; how calls
 //! and kills interleave is the machine's.
 
 mod client;
@@ -17,8 +17,8 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::time::Instant;
 
-use super::{Random, Report, Stage};
-use crate::{Cri, ImageBuilder, Layer, Machine, Media, Result};
+use super::{Random, Report, Stage, own_image};
+use crate::{Cri, Machine, Result};
 use client::Client;
 use disturber::Disturber;
 
@@ -34,6 +34,9 @@ pub struct Plan {
     /// Where the random numbers come from.
     pub seed: u64,
 }
+
+/// How large the layer is that makes a client's image its own.
+const LAYER: usize = 512 << 10;
 
 /// What clients and disturber share.
 #[derive(Debug)]
@@ -74,7 +77,7 @@ impl World {
         self.ended.load(Ordering::SeqCst)
     }
 
-    /// Whether anything was killed after the mark was taken, or was being killed then.
+    /// Whether anything was killed or broken after the mark was taken, or was being killed then.
     fn disturbed_since(&self, mark: u64) -> bool {
         self.begun.load(Ordering::SeqCst) > mark
     }
@@ -91,6 +94,7 @@ pub async fn run(plan: Plan) -> Result<Report> {
 
 async fn soak(plan: Plan) -> Result<Report> {
     let stage = Stage::set("").await?;
+    let proxy = stage.proxy().await?;
     let mut random = Random::new(plan.seed);
     let world = Arc::new(World {
         cri: RwLock::new(stage.node.cri()),
@@ -105,14 +109,13 @@ async fn soak(plan: Plan) -> Result<Report> {
     });
     let mut clients = Vec::new();
     for n in 0..plan.clients {
-        let own = Layer::new().file("client", 0o644, format!("client {n}\n").as_bytes());
-        let image = ImageBuilder::busybox(Media::Oci)?.layer(own);
+        let image = own_image(&mut random, &client::name_of(n), LAYER)?;
         let pushed = stage.registry.push(image, "own", &n.to_string()).await?;
-        let client = Client::new(n, Arc::clone(&world), random.fork(), pushed.reference);
+        let client = Client::new(n, Arc::clone(&world), random.fork(), proxy.reference_of(&pushed));
         clients.push(Arc::new(tokio::sync::Mutex::new(client)));
     }
     let tasks: Vec<_> = clients.iter().map(|client| tokio::spawn(Client::live(Arc::clone(client)))).collect();
-    let mut disturber = Disturber::new(stage, Arc::clone(&world), random.fork());
+    let mut disturber = Disturber::new(stage, proxy, Arc::clone(&world), random.fork());
     let disturbed = disturb(&mut disturber, &plan, &clients, &tasks).await;
     world.over.store(true, Ordering::SeqCst);
     for task in tasks {

@@ -57,10 +57,11 @@ fn mounts(facts: &mut BTreeSet<String>) -> Result {
 async fn units(facts: &mut BTreeSet<String>) -> Result {
     let listed = ["list-units", "--all", "--full", "--plain", "--no-legend"];
     for line in host::systemctl(&listed).await?.lines() {
-        let unit = line.split_whitespace().next().unwrap_or_default();
+        let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
+        let unit = line.split(' ').next().unwrap_or_default();
         let of_pods = is_scope(unit) || unit.starts_with("kubepods");
         if of_pods {
-            facts.insert(format!("unit {}", line.split_whitespace().collect::<Vec<_>>().join(" ")));
+            facts.insert(format!("unit {line}"));
         }
     }
     let failed = host::systemctl(&["list-units", "--failed", "--full", "--plain", "--no-legend"]).await?;
@@ -123,8 +124,7 @@ fn directories(facts: &mut BTreeSet<String>) {
     }
 }
 
-/// The scope of a container. That of a probe is not counted: a daemon that is killed while it tries an OCI runtime leaves
-/// it, and crun's stays loaded for a while; this is a known fault.
+/// The scope of a container, or of the trial of an OCI runtime.
 fn is_scope(unit: &str) -> bool {
-    unit.starts_with("crimson-") && unit.ends_with(".scope") && !unit.starts_with("crimson-probe-")
+    unit.starts_with("crimson-") && unit.ends_with(".scope")
 }

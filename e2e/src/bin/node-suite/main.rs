@@ -22,6 +22,7 @@ mod reload;
 mod resources;
 mod runner;
 mod steady;
+mod userns;
 mod world;
 
 use std::process::ExitCode;
@@ -42,7 +43,8 @@ const TESTS: &[Test] = &[
         1,
         refusals::a_parent_of_the_other_driver
     ),
-    test!("refusals::user_namespaces", 20, Nodes::Any, 1, refusals::user_namespaces),
+    test!("userns::crun", 60, Nodes::Any, 1, userns::with_crun),
+    test!("userns::runc", 60, Nodes::Any, 1, userns::with_runc),
     test!(
         "refusals::another_driver_while_pods_exist",
         60,
@@ -50,7 +52,8 @@ const TESTS: &[Test] = &[
         1,
         refusals::another_driver_while_pods_exist
     ),
-    test!("apparmor::profiles", 60, Nodes::Vm, 1, apparmor::profiles),
+    test!("apparmor::profiles", 120, Nodes::Vm, 1, apparmor::profiles),
+    test!("apparmor::comes_back", 60, Nodes::Vm, 1, apparmor::comes_back),
     test!("resources::crun", 90, Nodes::Any, 1, resources::with_crun),
     test!("resources::runc", 90, Nodes::Any, 1, resources::with_runc),
     test!("reload::good_and_bad", 60, Nodes::Any, 1, reload::good_and_bad),

@@ -1,7 +1,6 @@
 //! What the service says no to, on a node with systemd.
 
 use anyhow::ensure;
-use e2e::cri::{IdMapping, NamespaceMode, UserNamespace};
 use e2e::{Result, code_of};
 use tonic::Code;
 
@@ -29,21 +28,6 @@ pub(crate) async fn a_parent_of_the_other_driver(world: &World) -> Result<Verdic
         ensure!(message.contains(part), "{part:?} is not in {message:?}");
     }
     ensure!(cri.all_pods().await?.is_empty(), "nothing half-made");
-    Ok(Verdict::Passed)
-}
-
-/// A pod that asks for user namespaces gets them or is told that there are none; it is never run without.
-pub(crate) async fn user_namespaces(world: &World) -> Result<Verdict> {
-    let cri = world.cri().await?;
-    let mut pod = world.pod("mapped", "crun");
-    let mapping = || vec![IdMapping { host_id: 65536, container_id: 0, length: 65536 }];
-    pod.namespace_options().expect("options").userns_options =
-        Some(UserNamespace { mode: NamespaceMode::Pod.into(), uids: mapping(), gids: mapping() });
-    let reply = cri.run_pod(&pod).await;
-    ensure!(reply.is_err(), "user namespaces are there now: test them, not their refusal");
-    let status = reply.expect_err("refused");
-    println!("    {:?}: {}", status.code(), status.message());
-    ensure!(status.message().contains("user namespace"), "the refusal does not name them: {status:?}");
     Ok(Verdict::Passed)
 }
 

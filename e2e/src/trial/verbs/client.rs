@@ -19,14 +19,22 @@ use crate::{ContainerSpec, Cri, Result, patience};
 /// How many pods a client has at most, and containers in each.
 const PODS: usize = 3;
 const CONTAINERS: usize = 3;
+/// One call in so many is given up by its caller, after less than so long.
+const IMPATIENT: u64 = 8;
+const IMPATIENCE_MILLISECONDS: u64 = 150;
 /// For how long a verb is repeated.
 const PERSISTENCE_SECONDS: u64 = 90;
 
 /// What one call has come to.
 enum Outcome<T> {
     Done(T),
-    /// It failed while something was killed.
+    /// It failed while something was killed or broken.
     Disturbed,
+}
+
+/// What a client is called.
+pub(super) fn name_of(n: usize) -> String {
+    format!("c{n}")
 }
 
 #[derive(Debug)]
@@ -45,7 +53,7 @@ pub(super) struct Client {
 impl Client {
     pub(super) fn new(n: usize, world: Arc<World>, random: Random, reference: String) -> Self {
         let (pods, counts) = (Vec::new(), BTreeMap::new());
-        Self { name: format!("c{n}"), world, random, reference, has_image: false, pods, serial: 0, counts }
+        Self { name: name_of(n), world, random, reference, has_image: false, pods, serial: 0, counts }
     }
 
     /// Does verbs until the soak is over.
@@ -90,13 +98,13 @@ impl Client {
         match self.random.below(100) {
             0..10 if self.pods.len() < PODS => self.run_pod().await,
             10..32 if count < CONTAINERS => self.create(at).await,
-            32..56 => self.start(at).await,
-            56..74 => self.exec(at).await,
-            74..82 => self.stop(at).await,
-            82..89 => self.remove(at).await,
-            89..91 => self.stop_pod(at).await,
-            91..94 => self.remove_pod(at).await,
-            94..97 => self.image().await,
+            32..52 => self.start(at).await,
+            52..68 => self.exec(at).await,
+            68..76 => self.stop(at).await,
+            76..83 => self.remove(at).await,
+            83..85 => self.stop_pod(at).await,
+            85..88 => self.remove_pod(at).await,
+            88..97 => self.image().await,
             _ => self.look(at).await,
         }
     }
@@ -121,7 +129,9 @@ impl Client {
         // Less than 128, which is the code of a start that failed.
         let code = i32::try_from(self.random.below(100)).unwrap_or_default();
         let ending = if self.random.below(3) == 0 { Ending::Exits(code) } else { Ending::Lasts };
-        let image = self.world.image.clone();
+        // A container goes on when its image is removed.
+        let own_image = self.has_image && self.random.below(2) == 0;
+        let image = if own_image { self.reference.clone() } else { self.world.image.clone() };
         let spec = match ending {
             Ending::Lasts => ContainerSpec::lasting(&name, &image),
             Ending::Exits(code) => ContainerSpec::shell(&name, &image, &format!("sleep 0.2; exit {code}")),
@@ -145,6 +155,7 @@ impl Client {
                 containers.push(Container {
                     id: made,
                     ending,
+                    owner: own_image.then(|| self.name.clone()),
                     state: ContainerState::ContainerCreated,
                     failed: false,
                     started_at: None,
@@ -356,8 +367,12 @@ impl Client {
         let mut disturbed = false;
         loop {
             let mark = self.world.mark();
-            let cri = self.world.cri();
-            let result = call(cri).await;
+            let limit = self.patience();
+            let Ok(result) = tokio::time::timeout(limit, call(self.world.cri())).await else {
+                disturbed |= self.world.disturbed_since(mark);
+                *self.counts.entry("left").or_default() += 1;
+                continue;
+            };
             disturbed |= self.world.disturbed_since(mark);
             match result {
                 Ok(done) => {
@@ -367,13 +382,23 @@ impl Client {
                 Err(status) if is_hang(&status) => bail!("{verb} hangs: {status:?}"),
                 Err(status) if status.message().contains("reserved") => bail!("{verb}: {status:?}"),
                 Err(status) if allowed(&self.world, &status) => return Ok(None),
-                Err(status) if !disturbed => bail!("{verb} fails although nothing was killed: {status:?}"),
+                Err(status) if !disturbed => {
+                    bail!("{verb} fails although nothing was killed or broken: {status:?}")
+                }
                 Err(status) if begun.elapsed() > patience(PERSISTENCE_SECONDS) => {
                     bail!("{verb} fails again and again: {status:?}")
                 }
                 Err(_) => *self.counts.entry("repeated").or_default() += 1,
             }
             sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// How long the caller will wait for one call: mostly until the client's own limit ends it.
+    fn patience(&mut self) -> Duration {
+        match self.random.below(IMPATIENT) {
+            0 => self.random.milliseconds(0, IMPATIENCE_MILLISECONDS),
+            _ => patience(PERSISTENCE_SECONDS) * 2,
         }
     }
 
@@ -393,7 +418,7 @@ impl Client {
                 sleep(Duration::from_millis(50)).await;
                 Ok(Outcome::Disturbed)
             }
-            Err(status) => bail!("{verb} fails although nothing was killed: {status:?}"),
+            Err(status) => bail!("{verb} fails although nothing was killed or broken: {status:?}"),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Whoever kills: the daemon, monitors, processes of the OCI runtime, network plugins.
+//! Whoever kills and breaks: the daemon, monitors, processes of the OCI runtime, network plugins, the way to the registry.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -8,19 +8,20 @@ use std::time::Duration;
 use super::World;
 use crate::faulty::{Fault, Moment, Program};
 use crate::trial::{Random, Stage};
-use crate::{Node, Result};
+use crate::{Node, RegistryProxy, Result, Trouble};
 
 #[derive(Debug)]
 pub(super) struct Disturber {
     stage: Stage,
+    proxy: RegistryProxy,
     pub(super) world: Arc<World>,
     random: Random,
     counts: BTreeMap<&'static str, usize>,
 }
 
 impl Disturber {
-    pub(super) fn new(stage: Stage, world: Arc<World>, random: Random) -> Self {
-        Self { stage, world, random, counts: BTreeMap::new() }
+    pub(super) fn new(stage: Stage, proxy: RegistryProxy, world: Arc<World>, random: Random) -> Self {
+        Self { stage, proxy, world, random, counts: BTreeMap::new() }
     }
 
     pub(super) fn into_stage(self) -> Stage {
@@ -40,12 +41,13 @@ impl Disturber {
     pub(super) async fn disturb(&mut self) -> Result {
         tokio::time::sleep(self.random.milliseconds(100, 1500)).await;
         self.world.begun.fetch_add(1, Ordering::SeqCst);
-        let done = match self.random.below(10) {
+        let done = match self.random.below(13) {
             0..4 => self.kill_daemon().await,
             4..6 => self.kill_monitor().await,
             6..8 => self.kill_runtime().await,
-            8 => self.break_runtime().await,
-            _ => self.break_network().await,
+            8..10 => self.break_runtime().await,
+            10 => self.break_network().await,
+            _ => self.break_registry().await,
         };
         // Calls that began before this moment may still fail for it.
         let begun = self.world.begun.load(Ordering::SeqCst);
@@ -101,11 +103,11 @@ impl Disturber {
         Ok(())
     }
 
-    /// Has every call of one verb of the OCI runtime fail or die for a moment.
+    /// Has every call of one verb of the OCI runtime fail, die or hang for a moment.
     async fn break_runtime(&mut self) -> Result {
         let verb =
             ["create", "start", "exec", "delete"].get(self.random.index(4)).copied().unwrap_or("start");
-        let fault = if self.random.below(2) == 0 { Fault::Fail } else { Fault::Die };
+        let fault = self.fault();
         let moment = if self.random.below(2) == 0 { Moment::Before } else { Moment::After };
         self.count("runtime broken");
         let broken = self.stage.faulty.inject(Program::Runtime, verb, moment, fault)?;
@@ -118,14 +120,36 @@ impl Disturber {
     async fn break_network(&mut self) -> Result {
         let verb = if self.random.below(2) == 0 { "ADD" } else { "DEL" };
         let program = if self.random.below(2) == 0 { Program::Bridge } else { Program::Portmap };
-        let fault =
-            [Fault::Fail, Fault::Die, Fault::Hang].get(self.random.index(3)).copied().unwrap_or(Fault::Fail);
+        let fault = self.fault();
         let moment = if self.random.below(2) == 0 { Moment::Before } else { Moment::After };
         self.count("network broken");
         let broken = self.stage.faulty.inject(program, verb, moment, fault)?;
         tokio::time::sleep(self.random.milliseconds(50, 1500)).await;
         drop(broken);
         Ok(())
+    }
+
+    /// Has the way to the registry break, for blobs, for manifests or for all, for a moment.
+    async fn break_registry(&mut self) -> Result {
+        let path = ["/blobs/", "/manifests/", "/v2/"].get(self.random.index(3)).copied().unwrap_or_default();
+        let after = self.random.below(600 << 10);
+        let trouble = match self.random.below(6) {
+            0..2 => Trouble::Cut { after },
+            2 => Trouble::Stall { after, time: self.random.milliseconds(10, 1000) },
+            3 => Trouble::Hold { after },
+            4 => Trouble::Status { code: 503, retry_after: Some(self.random.below(2)) },
+            _ => Trouble::Refuse,
+        };
+        self.count("registry broken");
+        let broken = self.proxy.put(path, trouble);
+        tokio::time::sleep(self.random.milliseconds(50, 1500)).await;
+        broken.lift();
+        Ok(())
+    }
+
+    fn fault(&mut self) -> Fault {
+        let faults = [Fault::Fail, Fault::Die, Fault::Hang];
+        faults.get(self.random.index(faults.len())).copied().unwrap_or(Fault::Fail)
     }
 
     async fn kill(&self, pid: u32) {

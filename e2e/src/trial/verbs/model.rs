@@ -1,9 +1,10 @@
-//! What must be true, and the comparison of the world with it.
+//! What must be true, and the comparison of the world with it: of what the lists say, of what containers answer, of what
+//! lies about without an owner.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use anyhow::{Context, ensure};
+use anyhow::{Context, bail, ensure};
 use tokio::sync::Mutex;
 
 use super::World;
@@ -11,7 +12,7 @@ use super::client::Client;
 use super::disturber::Disturber;
 use crate::cri::{ContainerState, ContainerStatus, PodSandboxState};
 use crate::trial::until;
-use crate::{Cri, PodSpec, Result};
+use crate::{CgroupDriver, Cri, Node, PodSpec, Result, patience};
 
 /// How a container is meant to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,6 +27,8 @@ pub(super) enum Ending {
 pub(super) struct Container {
     pub(super) id: String,
     pub(super) ending: Ending,
+    /// The name of the client whose image it has; none for the image that all share.
+    pub(super) owner: Option<String>,
     pub(super) state: ContainerState,
     /// Its start was cut off and failed.
     pub(super) failed: bool,
@@ -62,7 +65,27 @@ pub(super) async fn compare(disturber: &Disturber, clients: &[Arc<Mutex<Client>>
     ensure!(listed == containers, "containers: listed {listed:?}, expected {containers:?}");
     let listed = cri.all_images().await?.len();
     ensure!(listed == images, "{listed} images, expected {images}");
-    Ok(())
+    is_clean(disturber.node(), "check").await?;
+    is_clean(disturber.node(), "check --images").await
+}
+
+/// The product's own look at what nobody owns, and at the content of images, finds nothing. What is being tidied up in the
+/// background has a little time.
+async fn is_clean(node: &Node, subcommand: &str) -> Result {
+    let mut found = String::new();
+    for _ in 0..patience(30).as_secs() {
+        let mut check = node.daemon_command(subcommand)?;
+        check.arg("--config").arg(node.dir().join("config.toml"));
+        check.arg("--root").arg(node.root()).arg("--state").arg(node.state());
+        check.arg("--registry-config-dir").arg(node.registry_config_dir());
+        let output = check.args(["--cgroup-driver", CgroupDriver::asked_for().flag()]).output().await?;
+        if output.status.success() {
+            return Ok(());
+        }
+        found = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    }
+    bail!("`{subcommand}` finds:\n{found}")
 }
 
 async fn check_pod(world: &World, cri: &Cri, pod: &mut Pod) -> Result {
@@ -98,7 +121,9 @@ async fn check_container(cri: &Cri, container: &mut Container, stopped: bool, do
         (ContainerState::ContainerRunning, _) => {
             let started_at = *container.started_at.get_or_insert(status.started_at);
             ensure!(status.started_at == started_at, "it was started again: {status:?}");
-            ensure!(cri.shell(&container.id, "echo here").await? == "here", "it does not answer");
+            let expected = container.owner.as_deref().unwrap_or("of all");
+            let seen = cri.shell(&container.id, "cat /own 2>/dev/null || echo of all").await?;
+            ensure!(seen == expected, "the image of {expected:?} shows {seen:?}");
         }
         (_, _) => ensure!(status.started_at == 0, "{status:?}"),
     }
