@@ -58,7 +58,7 @@ use spec::{ContainerRequest, ResourcesUpdate, SandboxRequest};
 use types::{ContainerId, SandboxId, Timestamp};
 
 use self::actor::{Actor, Message, PodHandle};
-pub use self::confinement::{Confinement, ConfinementError, SecurityModules};
+pub use self::confinement::{Confinement, ConfinementError, DEFAULT_PROFILE, SecurityModules};
 pub use self::error::{PodError, SharedError, StepError};
 pub use self::exec::ExecOutput;
 pub use self::figures::{LostLogLines, MonitorFigures, PendingTeardown, RunningMonitor, StateCounts};

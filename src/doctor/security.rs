@@ -4,9 +4,8 @@ use super::host::Host;
 use super::trial::Tried;
 use super::{Finding, State};
 use crate::handlers::{RRO_SINCE, kernel_version};
+use crate::pod::DEFAULT_PROFILE;
 
-/// The profile of containers that ask for the default one.
-const APPARMOR_PROFILE: &str = "crimson-default";
 /// User namespaces that a node with a pod in each needs at least.
 const LEAST_NAMESPACES: u64 = 1024;
 
@@ -35,13 +34,13 @@ fn apparmor(host: &Host) -> Finding {
         return finding(State::Note, "off".to_owned());
     }
     let is_loaded = |name: &str| host.profiles.iter().flatten().any(|profile| profile == name);
-    if is_loaded(APPARMOR_PROFILE) {
-        return finding(State::Ok, format!("on, and the profile {APPARMOR_PROFILE} is loaded"));
+    if is_loaded(DEFAULT_PROFILE) {
+        return finding(State::Ok, format!("on, and the profile {DEFAULT_PROFILE} is loaded"));
     }
     if host.programs.contains(&"apparmor_parser") {
         return finding(
             State::Ok,
-            format!("on; the profile {APPARMOR_PROFILE} is loaded when a pod needs it"),
+            format!("on; the profile {DEFAULT_PROFILE} is loaded when a pod needs it"),
         );
     }
     finding(

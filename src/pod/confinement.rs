@@ -17,6 +17,8 @@ use types::{ErrorKind, Kind};
 
 use apparmor::AppArmor;
 
+pub use profile::NAME as DEFAULT_PROFILE;
+
 /// Why something cannot be confined as it was asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfinementError {

@@ -110,7 +110,8 @@ async fn perform(
     let mut sources = steps.run("mounts", found).await?;
     let confined = steps.run("confinement", confine_it(shared, sandbox, record, &sources)).await?;
     steps.run("layer", make_layer(shared, sandbox, record)).await?;
-    let mut volumes = steps.run("volumes", volumes::make(shared, sandbox, record, &rootfs)).await?;
+    let made = volumes::make(shared, sandbox, record, &rootfs, confined.labels.as_ref());
+    let mut volumes = steps.run("volumes", made).await?;
     let pod = sandbox.request.user_namespace();
     if pod.is_some() {
         record.mapped = userns::map_volumes(shared.layout(), record, &mut sources.mounts, &mut volumes);

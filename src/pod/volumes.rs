@@ -3,11 +3,14 @@
 //!
 //! A volume begins as the image has it: content, owners, modes, extended attributes and times are copied once, when the container is
 //! made ([`copy`]). Its path is looked up in the image with the image's root as `/`, so that no link leads out of it. What the image
-//! lacks begins empty.
+//! lacks begins empty. Where SELinux is on, a volume bears the container's label: it is no part of the root file system's mount, which
+//! labels what is in it.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+use spec::selinux::SelinuxLabels;
 use spec::volumes::declared;
 use sys::beneath::Root;
 use sys::mount::Overlay;
@@ -32,12 +35,14 @@ pub enum ImageVolumes {
     Ignore,
 }
 
-/// Makes the volumes; gives each one's path in the container with its directory on the host, where it has one.
+/// Makes the volumes, labelled as the container's own; gives each one's path in the container with its directory on the host, where
+/// it has one.
 pub(super) async fn make(
     shared: &Shared,
     sandbox: &SandboxRecord,
     record: &ContainerRecord,
     rootfs: &image::Rootfs,
+    labels: Option<&SelinuxLabels>,
 ) -> Result<Vec<(PathBuf, PathBuf)>, StepError> {
     let treatment = match shared.settings().image_volumes {
         // The writable layer has the pod's ids and the image has its own: here they cannot be looked at as one.
@@ -60,8 +65,13 @@ pub(super) async fn make(
     let volumes = paths.into_iter().enumerate();
     let volumes: Vec<_> =
         volumes.map(|(n, path)| (path, layer.join("volumes").join(n.to_string()))).collect();
+    let confinement = Arc::clone(&shared.drivers.confinement);
+    let label = labels.map(|labels| labels.mount.clone());
     blocking(move || {
         make_copies(&volumes, &image)?;
+        if let Some(label) = label {
+            volumes.iter().try_for_each(|(_, directory)| confinement.relabel(directory, &label))?;
+        }
         Ok(volumes)
     })
     .await

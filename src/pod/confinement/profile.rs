@@ -4,8 +4,8 @@
 //! own namespaces; read what tells of the kernel's memory and of the machine's firmware; mount; signal or trace what is
 //! confined otherwise. Mostly the same is hidden by masked and read-only paths; the profile holds where those are mounted over.
 
-/// Its name.
-pub(super) const NAME: &str = "crimson-default";
+/// The name of the profile of containers that ask for the default one.
+pub const NAME: &str = "crimson-default";
 
 /// Beneath each of these directories nothing may be changed but what lies on the one path: processes' own files and
 /// `sys` in proc; shared memory's settings in proc's sys; control groups in sysfs.

@@ -143,3 +143,18 @@ async fn volumes_are_made_as_configured_and_not_beneath_a_mount() {
         assert!(!below(&node, &id, "data").try_exists().unwrap(), "{treatment:?}: it is mounted over");
     }
 }
+
+#[tokio::test]
+async fn volumes_bear_the_label_of_their_container() {
+    let contexts = Some(spec::selinux::Contexts::parse(""));
+    let confinement = Arc::new(FakeConfinement { contexts, ..FakeConfinement::default() });
+    let node = Node { confinement: Arc::clone(&confinement), ..node(&["/data"]) };
+    let pods = node.recovered().await;
+    let id = create(&pods, vec![]).await.unwrap();
+    let [(_, directory)] = &mounted(&node, &id)[..] else { panic!("one volume") };
+    let bundle = std::fs::read(pods.layout().bundle(id.as_str()).join("config.json")).unwrap();
+    let spec: serde_json::Value = serde_json::from_slice(&bundle).unwrap();
+    let label = spec["linux"]["mountLabel"].as_str().unwrap().to_owned();
+    assert!(label.contains(":container_file_t:s0:c"), "{label}");
+    assert!(confinement.labelled.lock().unwrap().contains(&(directory.clone(), label)));
+}
