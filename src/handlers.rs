@@ -40,6 +40,7 @@ struct Finding {
     bytes: u64,
     systemd_cgroup: bool,
     broken: Option<String>,
+    answered: bool,
     version: String,
     features: runtime::Features,
 }
@@ -89,7 +90,7 @@ fn examine(command: &monitor_api::RuntimeCommand, scratch: &Path, known: &[Findi
             && finding.bytes == bytes
             && finding.systemd_cgroup == command.systemd_cgroup
     };
-    if let Some(finding) = known.iter().find(same).filter(|finding| finding.broken.is_none()) {
+    if let Some(finding) = known.iter().find(same).filter(|finding| finding.is_final()) {
         return finding.clone();
     }
     let runtime = runtime::RuntimeCommand {
@@ -98,19 +99,30 @@ fn examine(command: &monitor_api::RuntimeCommand, scratch: &Path, known: &[Findi
         systemd_cgroup: command.systemd_cgroup,
     };
     let broken = runtime::probe::probe(&runtime, scratch, PROBE_LIMIT).err();
+    let (version, features) = (runtime::probe::version(&runtime), runtime::probe::features(&runtime));
+    let silent = version.as_ref().err().or(features.as_ref().err()).map(|error| types::error::chain(error));
+    if let Some(error) = &silent {
+        tracing::warn!(path = %command.path.display(), error, "OCI runtime does not say what it can do");
+    }
     Finding {
         program: command.path.clone(),
         modified,
         bytes,
         systemd_cgroup: command.systemd_cgroup,
         broken: broken.map(|error| types::error::chain(&error)),
+        answered: silent.is_none(),
         // One that tells nothing is taken for one that can do nothing special.
-        version: runtime::probe::version(&runtime).unwrap_or_default(),
-        features: runtime::probe::features(&runtime).unwrap_or_default(),
+        version: version.unwrap_or_default(),
+        features: features.unwrap_or_default(),
     }
 }
 
 impl Finding {
+    /// Whether asking again would tell nothing new. A runtime that does not work, or not quickly enough, may do so next time.
+    fn is_final(&self) -> bool {
+        self.broken.is_none() && self.answered
+    }
+
     fn log(&self, handler: &str) {
         let (path, version) = (self.program.display(), self.version.as_str());
         match &self.broken {
@@ -194,6 +206,7 @@ mod tests {
             bytes: 3,
             systemd_cgroup: false,
             broken: None,
+            answered: true,
             version: "runc version 1.1.5".to_owned(),
             features: runtime::Features { told: true, ..runtime::Features::default() },
         };
@@ -203,6 +216,36 @@ mod tests {
         let old = r#"[{"program":"/r","modified":[1,2],"bytes":3,"systemd_cgroup":false,"broken":null,"recursive_read_only":true}]"#;
         std::fs::write(&file, old).unwrap();
         assert_eq!(recall(&file), []);
+    }
+
+    #[test]
+    fn what_did_not_answer_is_asked_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let program = PathBuf::from("/bin/true");
+        let command = monitor_api::RuntimeCommand {
+            path: program.clone(),
+            root: dir.path().join("root"),
+            systemd_cgroup: false,
+        };
+        let (modified, bytes) = fingerprint(&program);
+        let remembered = |broken: Option<&str>, answered| Finding {
+            program: program.clone(),
+            modified,
+            bytes,
+            systemd_cgroup: false,
+            broken: broken.map(str::to_owned),
+            answered,
+            version: "remembered".to_owned(),
+            features: runtime::Features::default(),
+        };
+        for (finding, is_kept) in [
+            (remembered(None, true), true),
+            (remembered(None, false), false),
+            (remembered(Some("no"), true), false),
+        ] {
+            let examined = examine(&command, dir.path(), &[finding]);
+            assert_eq!(examined.version == "remembered", is_kept, "{examined:?}");
+        }
     }
 
     #[test]
