@@ -20,7 +20,7 @@ mod trial;
 use trial::Trial;
 
 /// How long asking a runtime for its version or features may take.
-pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
+pub const QUESTION_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where runtimes are looked for after the directories of PATH.
 const USUAL_PLACES: &[&str] =
@@ -85,6 +85,8 @@ pub fn sweep(scratch: &Path, limit: Duration) -> Vec<String> {
         trial.stop_runtime();
         // One that was cut off early knows nothing of the container; what there is of it goes all the same.
         trial.delete(Instant::now() + limit).ok();
+        // Its server may have been killed after it forked, before the runtime's program was in the new process.
+        trial.stop_runtime();
         trial.clear();
     }
     left.into_iter().map(Trial::into_name).collect()

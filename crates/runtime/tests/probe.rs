@@ -39,11 +39,14 @@ fn script(dir: &Path, text: &str) -> RuntimeCommand {
 fn assert_nothing_left(scratch: &Path, before: &[PathBuf]) {
     let left: Vec<_> = std::fs::read_dir(scratch).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(left, before);
-    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
-        let cmdline = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let cmdline = String::from_utf8_lossy(&cmdline).into_owned();
-        assert!(!cmdline.contains(scratch.to_str().unwrap()), "{cmdline}");
-    }
+    assert_eq!(mentioning(scratch.to_str().unwrap()), Vec::<String>::new());
+}
+
+/// The command lines of processes that contain `text`.
+fn mentioning(text: &str) -> Vec<String> {
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    let lines = entries.map(|entry| std::fs::read(entry.path().join("cmdline")).unwrap_or_default());
+    lines.map(|line| String::from_utf8_lossy(&line).into_owned()).filter(|line| line.contains(text)).collect()
 }
 
 #[test]
@@ -171,7 +174,7 @@ fn a_probe_that_is_cut_off_is_cleared_by_the_next_server() {
     std::fs::remove_file(scratch.join("other")).unwrap();
     // Before the runtime has done anything.
     let idle = script(place.path(), "[ \"$7\" = create ] && sleep 1000");
-    let name = cut_off(&scratch, &idle, |dir| dir.join("config.json").is_file());
+    let name = cut_off(&scratch, &idle, |dir| !mentioning(dir.join("state").to_str().unwrap()).is_empty());
     assert_eq!(sweep(&scratch, LIMIT), [name]);
     assert_nothing_left(&scratch, &[]);
 }
