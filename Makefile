@@ -22,6 +22,8 @@ PODS    ?= 100
 IMAGE   ?= registry.k8s.io/e2e-test-images/busybox:1.29-2
 SECONDS ?= 20
 PROFILE ?= release
+# A registry of crates may be out of reach for a moment.
+export CARGO_NET_RETRY ?= 10
 COMMIT := $(shell git rev-parse --short HEAD 2>/dev/null)
 CARGO_DEB := $(or $(shell command -v cargo-deb),.cache/cargo-deb/bin/cargo-deb)
 
@@ -42,7 +44,7 @@ test-here: deps-test
 	$(CARGO) build --profile monitor --package monitor
 	CRIMSON_MONITOR=$(CURDIR)/target/monitor/crimson-monitor $(CARGO) test --package monitor --test blackbox an_idle_monitor
 
-# The harness itself comes first: what it promises about limits, reboots and leaving nothing behind takes half a minute.
+# The harness itself comes first: what it promises about limits, reboots and leaving nothing behind takes a minute.
 node-test: deps-test node-image
 	e2e/node/selftest
 	CARGO="$(CARGO)" PROFILE="$(PROFILE)" TEST="$(TEST)" e2e/node/test $(NODE)
@@ -63,15 +65,14 @@ deb: deps-deb $(if $(filter dev,$(PROFILE)),build-dev,build) $(CARGO_DEB)
 
 # Without dpkg-shlibdeps the package would come out without its dependencies.
 deps-deb:
-	@command -v dpkg-shlibdeps >/dev/null && command -v xz >/dev/null || \
-		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends dpkg-dev xz-utils >/dev/null; }
+	@./e2e/deps.sh deb
 
 build-dev:
 	$(CARGO) build --workspace --bins
 
-# Not in Debian: compiled once into .cache. Without its default features it calls xz rather than linking to it.
+# Not in Debian: compiled once into .cache, in the version that this toolchain compiles. Without its default features it calls xz rather than linking to it.
 .cache/cargo-deb/bin/cargo-deb:
-	CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install --locked --debug --no-default-features --root .cache/cargo-deb --target-dir .cache/cargo-deb/target cargo-deb
+	CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install --locked --debug --no-default-features --root .cache/cargo-deb --target-dir .cache/cargo-deb/target cargo-deb@3.8.0
 	rm -rf .cache/cargo-deb/target
 
 bench: deps build
@@ -106,7 +107,7 @@ scripts: deps-test
 clippy: deps
 	$(CARGO) clippy --workspace --all-targets -- --deny warnings
 
-# Not in a release of Debian: compiled once into .cache. The advisory database is asked by the scheduled run only, so that
+# Not in a release of Debian: compiled once into .cache, in the version that this toolchain compiles. The advisory database is asked by the scheduled run only, so that
 # a change does not fail for what somebody else published today.
 CARGO_DENY := $(or $(shell command -v cargo-deny),.cache/cargo-deny/bin/cargo-deny)
 
@@ -114,7 +115,7 @@ deny: $(CARGO_DENY)
 	$(CARGO_DENY) --workspace check --hide-inclusion-graph bans licenses sources
 
 .cache/cargo-deny/bin/cargo-deny:
-	CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install --locked --debug --root .cache/cargo-deny --target-dir .cache/cargo-deny/target cargo-deny
+	CARGO_PROFILE_DEV_DEBUG=0 $(CARGO) install --locked --debug --root .cache/cargo-deny --target-dir .cache/cargo-deny/target cargo-deny@0.20.2
 	rm -rf .cache/cargo-deny/target
 
 deps:
