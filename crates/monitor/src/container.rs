@@ -43,6 +43,8 @@ pub(crate) struct Draining {
     pub(crate) end: End,
     /// When the streams are given up.
     pub(crate) until: Instant,
+    /// When processes of the container are given up that SIGKILL does not end.
+    pub(crate) alive_until: Instant,
     /// When to look again.
     pub(crate) look: Instant,
     /// The record, once only writing it is left, and until when that is tried.

@@ -11,6 +11,7 @@ use monitor_api::{Event, ExitRecord};
 use types::ContainerId;
 
 use crate::container::{Draining, End, Stage};
+use crate::lifecycle::KILL_GRACE;
 use crate::report;
 use crate::server::Monitor;
 use crate::stdio::Pumped;
@@ -40,8 +41,8 @@ impl Monitor {
             return;
         }
         let now = Instant::now();
-        container.stage =
-            Stage::Draining(Draining { end, until: now + DRAIN_LIMIT, look: now, unwritten: None });
+        let (until, alive_until) = (now + DRAIN_LIMIT, now + KILL_GRACE);
+        container.stage = Stage::Draining(Draining { end, until, alive_until, look: now, unwritten: None });
         self.kill_execs_of(id);
         self.advance_drain(id);
     }
@@ -69,6 +70,10 @@ impl Monitor {
             .map(|stream| container.streams.pump(stream, &mut self.buffer, ROUNDS, look_on) == Pumped::More)
             .contains(&true);
         let now = Instant::now();
+        if left && now < draining.alive_until {
+            // They have been killed, and what they wrote is awaited once they are dead.
+            draining.until = now + DRAIN_LIMIT;
+        }
         let soon = left || more || container.streams.is_behind();
         if now < draining.until && (soon || !container.streams.ended()) {
             draining.look = if soon { now + LOOK_EVERY } else { draining.until };

@@ -23,8 +23,9 @@ use crate::stdio::{ChildStdio, Log, Streams};
 
 const SIGKILL: i32 = 9;
 
-/// How long a container's processes may take to die of SIGKILL before the runtime is asked to delete it anyway.
-const KILL_GRACE: Duration = Duration::from_secs(10);
+/// How long a container's processes may take to die of SIGKILL before the runtime is asked to delete it anyway, or their
+/// container's end is told without theirs.
+pub(crate) const KILL_GRACE: Duration = Duration::from_secs(10);
 
 /// What the system said, as the daemon is told.
 pub(crate) fn io_refusal(what: &str, error: &io::Error) -> Refusal {
