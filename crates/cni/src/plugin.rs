@@ -296,7 +296,9 @@ fn tail(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::testing::{Bench, write_program};
+    use crate::testing::{Bench, pass, write_program};
+
+    const PLENTY: Duration = Duration::from_secs(60);
 
     struct Case {
         bench: Bench,
@@ -317,15 +319,25 @@ mod tests {
         }
 
         async fn quickly(&self) -> Result<Vec<u8>, CniError> {
-            self.run(b"{}", Duration::from_secs(30)).await
+            self.run(b"{}", PLENTY).await
+        }
+
+        /// Has the plugin start a process and wait for it; the process's id comes when it runs.
+        fn starts_one(&self) -> tokio::task::JoinHandle<String> {
+            let fifo = self.bench.path("log/fifo");
+            let mode = rustix::fs::Mode::RUSR;
+            rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+            let script = format!("#!/bin/sh\nsleep 1000 & echo $! > {}; wait\n", fifo.display());
+            write_program(&self.bench.path("bin/p"), &script);
+            // Opening the fifo ends when the plugin has written: no sleep is needed to know that it runs.
+            tokio::task::spawn_blocking(move || fs::read_to_string(fifo).unwrap())
         }
     }
 
     #[tokio::test]
     async fn the_plugin_sees_its_configuration_and_a_bare_environment() {
         let case = Case::new("cat; env | sort; pwd; ps -o pgid= -p $$ 2>/dev/null; exit 0");
-        let out =
-            String::from_utf8(case.run(b"{\"a\":1}\n", Duration::from_secs(30)).await.unwrap()).unwrap();
+        let out = String::from_utf8(case.run(b"{\"a\":1}\n", PLENTY).await.unwrap()).unwrap();
         let mut lines = out.lines();
         assert_eq!(lines.next(), Some("{\"a\":1}"));
         let env: Vec<_> = lines.take_while(|line| line.contains('=')).collect();
@@ -341,7 +353,7 @@ mod tests {
     async fn a_large_configuration_that_nobody_reads_is_no_trouble() {
         let config = vec![b' '; 1 << 20];
         let case = Case::new("echo done");
-        assert_eq!(case.run(&config, Duration::from_secs(30)).await.unwrap(), b"done\n");
+        assert_eq!(case.run(&config, PLENTY).await.unwrap(), b"done\n");
     }
 
     #[tokio::test]
@@ -374,27 +386,21 @@ mod tests {
     #[tokio::test]
     async fn a_hanging_plugin_dies_with_its_whole_group_at_the_deadline() {
         let case = Case::new("");
-        let script = format!(
-            "#!/bin/sh\ncd {}\nsleep 1000 & echo $! > child.tmp; mv child.tmp child; wait\n",
-            case.bench.path("log").display()
-        );
-        write_program(&case.bench.path("bin/p"), &script);
-        let error = case.run(b"{}", Duration::from_secs(3)).await.unwrap_err();
+        let child = case.starts_one();
+        let (ended, child) = tokio::join!(case.quickly(), async {
+            let child = child.await.unwrap();
+            pass(PLENTY).await;
+            child
+        });
+        let error = ended.unwrap_err();
         assert!(matches!(error, CniError::Deadline { command: "ADD", .. }), "{error}");
-        let child = fs::read_to_string(case.bench.path("log/child")).unwrap();
         wait_gone(child.trim()).await;
     }
 
     #[tokio::test]
     async fn a_question_about_the_node_ends_with_the_asker() {
         let case = Case::new("");
-        let fifo = case.bench.path("log/fifo");
-        rustix::fs::mknodat(rustix::fs::CWD, &fifo, rustix::fs::FileType::Fifo, rustix::fs::Mode::RUSR, 0)
-            .unwrap();
-        let script = format!("#!/bin/sh\nsleep 1000 & echo $! > {}; wait\n", fifo.display());
-        write_program(&case.bench.path("bin/p"), &script);
-        // Opening the fifo ends when the plugin has written: no sleep is needed to know that it runs.
-        let child = tokio::task::spawn_blocking(move || fs::read_to_string(fifo).unwrap());
+        let child = case.starts_one();
         let child = tokio::select! {
             _ = case.quickly() => panic!("the plugin does not end by itself"),
             child = child => child.unwrap(),
@@ -427,7 +433,7 @@ mod tests {
         let pid = Pid::from_raw(pid.parse().unwrap()).unwrap();
         if let Ok(fd) = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::NONBLOCK) {
             let fd = tokio::io::unix::AsyncFd::new(fd).unwrap();
-            let dead = timeout(Duration::from_secs(10), fd.readable()).await;
+            let dead = timeout(PLENTY, fd.readable()).await;
             assert!(dead.is_ok(), "process {pid:?} still lives");
         }
     }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
 
 use tempfile::TempDir;
 use types::SandboxId;
@@ -58,7 +59,7 @@ impl Bench {
             conf_dir: self.path("conf"),
             bin_dirs: vec![self.path("bin")],
             cache_dir: self.path("cache"),
-            operation_timeout: std::time::Duration::from_secs(30),
+            operation_timeout: Duration::from_secs(60),
             interface: "eth0".to_owned(),
         }
     }
@@ -131,10 +132,19 @@ pub(crate) fn fails(verb: &str, code: u32, ip: &str) -> String {
     )
 }
 
-/// Puts a program in place by renaming, as packages do: one that runs from `path` now is not disturbed.
+/// Puts a program in place by renaming, as packages do: one that runs from `path` now is not disturbed. It is written by a process
+/// of its own: what another test starts meanwhile would hold a file of ours open for writing, and it could not be run.
 pub(crate) fn write_program(path: &Path, text: &str) {
-    let new = path.with_extension("new");
-    fs::write(&new, text).unwrap();
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
-    fs::rename(&new, path).unwrap();
+    let written = Command::new("sh")
+        .args(["-c", "printf %s \"$1\" > \"$0.new\" && chmod 755 \"$0.new\" && mv -f \"$0.new\" \"$0\""])
+        .args([path.as_os_str(), text.as_ref()])
+        .status();
+    assert!(written.unwrap().success());
+}
+
+/// Lets this time pass at once for all that waits in the test's runtime.
+pub(crate) async fn pass(time: Duration) {
+    tokio::time::pause();
+    tokio::time::advance(time).await;
+    tokio::time::resume();
 }

@@ -225,7 +225,7 @@ mod tests {
         let watch = Watch::new(&dir.path().join("conf")).unwrap();
         assert!(!watch.drain().unwrap(), "a change was noticed before there was one");
         change(dir.path());
-        let noticed = tokio::time::timeout(Duration::from_secs(10), watch.changed()).await;
+        let noticed = tokio::time::timeout(Duration::from_secs(60), watch.changed()).await;
         noticed.expect("the change was not noticed").unwrap();
     }
 

@@ -11,7 +11,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cni::{Bandwidth, Cni, CniConfig, CniError, Dns, Network, PodNetwork};
 use tempfile::TempDir;
@@ -21,6 +21,9 @@ use types::{PortMapping, Protocol, SandboxId};
 
 /// Where Debian keeps the plugins; `/opt/cni/bin` is where everybody else does.
 const PLUGINS: [&str; 2] = ["/usr/lib/cni", "/opt/cni/bin"];
+
+/// For what takes a moment.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// One network and what is removed and proven gone at its end.
 struct Lab {
@@ -149,7 +152,12 @@ impl Lab {
         let rules = nat_rules();
         let left = self.chains.iter().find(|chain| rules.iter().any(|rule| rule.contains(chain.as_str())));
         assert_eq!(left, None, "a firewall chain is left");
-        assert_eq!(self.ports(), Vec::<String>::new(), "interfaces are left");
+        // The kernel takes the interfaces of a namespace that is gone away some time later.
+        let begun = Instant::now();
+        while !self.ports().is_empty() {
+            assert!(begun.elapsed() < LIMIT, "interfaces are left: {:?}", self.ports());
+            std::thread::sleep(Duration::from_millis(5));
+        }
         assert_eq!(fs::read_dir(self.path("cache")).unwrap().count(), 0, "records are left");
         self.remove();
         assert!(!Path::new("/sys/class/net").join(self.bridge()).try_exists().unwrap(), "the bridge is left");
@@ -226,8 +234,8 @@ fn serve(netns: &Path, port: u16, text: &'static str) -> std::thread::JoinHandle
 }
 
 fn fetch(address: SocketAddr) -> String {
-    let mut stream = TcpStream::connect_timeout(&address, Duration::from_secs(10)).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut stream = TcpStream::connect_timeout(&address, LIMIT).unwrap();
+    stream.set_read_timeout(Some(LIMIT)).unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).unwrap();
     text

@@ -422,8 +422,9 @@ impl World {
         }
         let mut stdin = None;
         if request.stdin && container.request.stdin {
-            let (reader, writer) =
-                rustix::pipe::pipe().map_err(|error| MonitorError::Socket(error.into()))?;
+            // What a test starts meanwhile must not keep it open.
+            let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+                .map_err(|error| MonitorError::Socket(error.into()))?;
             streams.push(reader);
             stdin = Some(writer);
         }

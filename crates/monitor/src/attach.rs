@@ -327,7 +327,7 @@ mod tests {
     use super::*;
 
     fn output() -> (std::fs::File, Output) {
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
         set_nonblocking(&reader).unwrap();
         (reader.into(), Output::new(writer).unwrap())
     }
@@ -382,6 +382,9 @@ mod tests {
     fn a_client_that_has_left_is_noticed() {
         let (client, mut output) = output();
         drop(client);
-        assert!(output.give(b"x").is_err());
+        // What another test is just starting may have it for another moment.
+        while output.give(b"x").and_then(|()| output.flush()).is_ok() {
+            std::thread::yield_now();
+        }
     }
 }

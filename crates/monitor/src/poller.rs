@@ -149,10 +149,10 @@ mod tests {
             Source::Onlooker(10, Stream::Stdout),
             Source::Onlooker(11, Stream::Stderr),
         ] {
-            let (reader, writer) = rustix::pipe::pipe().unwrap();
+            let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).unwrap();
             poller.add(&reader, source).unwrap();
             drop(writer);
-            let ready: Vec<Ready> = poller.wait(Some(Duration::from_secs(5))).unwrap().collect();
+            let ready: Vec<Ready> = poller.wait(Some(Duration::from_secs(60))).unwrap().collect();
             assert_eq!(ready, [Ready { source, readable: true, writable: false }]);
         }
     }

@@ -76,13 +76,14 @@ mod tests {
     use std::io::{Read, Write};
 
     use rustix::io::{FdFlags, fcntl_getfd};
+    use rustix::pipe::{PipeFlags, pipe_with};
 
     use super::*;
 
     #[test]
     fn a_descriptor_arrives_with_its_message_and_closed_on_exec() {
         let (left, right) = pair().unwrap();
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         send(&left, b"here", &[writer.as_fd(), left.as_fd()]).unwrap();
         drop(writer);
         let mut buf = [0; 16];
@@ -100,7 +101,7 @@ mod tests {
     #[test]
     fn what_does_not_fit_is_an_error_and_leaks_nothing() {
         let (left, right) = pair().unwrap();
-        let (reader, writer) = rustix::pipe::pipe().unwrap();
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let mut buf = [0; 4];
         let many: Vec<_> = (0..8).map(|_| writer.as_fd()).collect();
         send(&left, b"ok", &many).unwrap();

@@ -27,6 +27,17 @@ mod tests {
         let path = dir.path().join("pause");
         crate::atomic::write(&path, BINARY, 0o555).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().permissions(), Permissions::from_mode(0o100_555));
+        // A test that starts a program at the same time may hold the file we have just written for another moment. Later there
+        // is no second try: a first process that cannot run it takes its namespace with it.
+        let mut command = Program::new(&path, Path::new("/")).into_command().unwrap();
+        loop {
+            match command.spawn() {
+                Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {
+                    std::thread::yield_now();
+                }
+                child => break drop(Guarded(child.unwrap())),
+            }
+        }
         dir
     }
 
@@ -34,17 +45,8 @@ mod tests {
     struct Guarded(Child);
 
     impl Guarded {
-        /// A test that starts a program at the same time may hold the file we have just written for another moment.
         fn start(program: Program) -> Self {
-            let mut command = program.into_command().unwrap();
-            loop {
-                match command.spawn() {
-                    Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy => {
-                        std::thread::yield_now()
-                    }
-                    child => return Self(child.unwrap()),
-                }
-            }
+            Self(program.start().unwrap())
         }
 
         fn pid(&self) -> i32 {
@@ -78,7 +80,7 @@ mod tests {
     fn wait_until(condition: impl Fn() -> bool) {
         let start = std::time::Instant::now();
         while !condition() {
-            assert!(start.elapsed().as_secs() < 10, "the process does not get there");
+            assert!(start.elapsed().as_secs() < 60, "the process does not get there");
             std::thread::yield_now();
         }
     }

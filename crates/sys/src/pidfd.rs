@@ -110,7 +110,7 @@ mod tests {
         assert!(pidfd.is_alive());
         pidfd.signal(0).unwrap();
         pidfd.signal(libc::SIGRTMIN() + 3).unwrap();
-        assert!(pidfd.wait_ended(Some(Duration::from_secs(10))).unwrap());
+        assert!(pidfd.wait_ended(Some(Duration::from_secs(60))).unwrap());
         assert!(!pidfd.is_alive(), "a zombie is not alive");
         assert_eq!(child.wait().unwrap().signal(), Some(libc::SIGRTMIN() + 3));
         assert_eq!(pidfd.signal(9).unwrap_err().raw_os_error(), Some(libc::ESRCH));

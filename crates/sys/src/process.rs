@@ -158,8 +158,27 @@ mod tests {
         kill(i32::try_from(std::process::id()).unwrap(), 0).unwrap();
     }
 
+    /// Whether this is a process of its own for a test; if not, the test is run in one.
+    fn is_alone(test: &str) -> bool {
+        const ALONE: &str = "SYS_TEST_ALONE";
+        if std::env::var_os(ALONE).is_some() {
+            return true;
+        }
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", &format!("process::tests::{test}")])
+            .env(ALONE, "1")
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        false
+    }
+
+    /// In a process of its own, since what other tests start would inherit it, too.
     #[test]
     fn inherited_descriptors_end_at_exec() {
+        if !is_alone("inherited_descriptors_end_at_exec") {
+            return;
+        }
         let (reader, _writer) = rustix::pipe::pipe().unwrap();
         for mark in [close_inherited_on_exec, mark_one_by_one] {
             rustix::io::fcntl_setfd(&reader, FdFlags::empty()).unwrap();
@@ -173,17 +192,9 @@ mod tests {
     /// In a process of its own, since waiting for any child would take the children of other tests.
     #[test]
     fn orphans_are_adopted_and_every_child_is_taken_once() {
-        const ROLE: &str = "SYS_TEST_SUPERVISOR";
-        if std::env::var_os(ROLE).is_some() {
-            return supervise();
+        if is_alone("orphans_are_adopted_and_every_child_is_taken_once") {
+            supervise();
         }
-        let test = "process::tests::orphans_are_adopted_and_every_child_is_taken_once";
-        let output = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", test])
-            .env(ROLE, "1")
-            .output()
-            .unwrap();
-        assert!(output.status.success(), "{output:?}");
     }
 
     #[expect(clippy::zombie_processes, reason = "the call under test waits for it")]

@@ -146,7 +146,7 @@ mod tests {
     use super::*;
 
     fn wait(signals: &Signals) -> bool {
-        let limit = Timespec::try_from(Duration::from_secs(10)).unwrap();
+        let limit = Timespec::try_from(Duration::from_secs(60)).unwrap();
         let mut polled = [PollFd::new(signals, PollFlags::IN)];
         rustix::io::retry_on_intr(|| poll(&mut polled, Some(&limit))).unwrap() == 1
     }

@@ -226,7 +226,7 @@ mod tests {
         let pid = i32::try_from(holder.process.id()).unwrap();
         let process = crate::pidfd::PidFd::open(pid).unwrap();
         drop(holder);
-        assert!(process.wait_ended(Some(std::time::Duration::from_secs(10))).unwrap());
+        assert!(process.wait_ended(Some(std::time::Duration::from_secs(60))).unwrap());
     }
 
     #[test]

@@ -13,10 +13,13 @@ use types::{ErrorKind, Kind};
 use super::*;
 use crate::testing::{self, Bench, answer, fails};
 
+/// More than anything takes, also on a busy machine; where it is to pass, [`testing::pass`] has it pass.
+const LONG: Duration = Duration::from_secs(60);
+
 /// No look and no STATUS comes by time alone, so that a test sees what events do.
 fn events_only() -> Rhythm {
     let never = Duration::from_secs(3600);
-    Rhythm { look_every: never, status_every: never, ..Rhythm::default() }
+    Rhythm { look_every: never, status_every: never, status_limit: LONG, ..Rhythm::default() }
 }
 
 async fn open(bench: &Bench) -> Cni {
@@ -235,12 +238,21 @@ async fn results_that_are_none_are_failures_and_undone() {
 #[tokio::test]
 async fn a_hanging_plugin_costs_its_time_and_no_more() {
     let bench = bench("1.0.0", &["a"]);
-    bench.plugin("a", &format!("[ $CNI_COMMAND = ADD ] && exec sleep 1000\n{}", answer("10.1.0.2")));
-    let config = CniConfig { operation_timeout: Duration::from_secs(2), ..bench.config() };
-    let cni = Cni::open(config, CancellationToken::new()).await.unwrap();
-    let error = cni.setup(&pod(1)).await.unwrap_err();
+    let reached = fifo(&bench, "reached");
+    bench.plugin(
+        "a",
+        &format!("[ $CNI_COMMAND = ADD ] && : > reached && exec sleep 1000\n{}", answer("10.1.0.2")),
+    );
+    let config = CniConfig { operation_timeout: LONG, ..bench.config() };
+    let cni = Cni::with_rhythm(config, events_only(), &CancellationToken::new()).await.unwrap();
+    let pod = pod(1);
+    let (setup, ()) = tokio::join!(cni.setup(&pod), async {
+        read_to_end(reached).await;
+        testing::pass(LONG).await;
+    });
+    let error = setup.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::DeadlineExceeded, "{error}");
-    assert_eq!(error.to_string(), r#"cni plugin "a" did not finish ADD within 2s"#);
+    assert_eq!(error.to_string(), r#"cni plugin "a" did not finish ADD within 60s"#);
     assert_eq!((bench.calls(), bench.records()), (vec!["a ADD".to_owned(), "a DEL".to_owned()], 0));
 }
 
@@ -291,9 +303,11 @@ async fn a_plugin_of_an_earlier_life_that_never_ends_is_killed() {
     die_during_setup(&bench, pod(1), reached).await;
     bench.good_plugin("a", "10.1.0.2");
     let config = CniConfig { operation_timeout: Duration::from_secs(1), ..bench.config() };
-    let cni = Cni::open(config, CancellationToken::new()).await.unwrap();
+    let cni = Cni::with_rhythm(config, events_only(), &CancellationToken::new()).await.unwrap();
     let error = cni.check(&pod(1)).await.unwrap_err();
     assert!(matches!(error, CniError::NotAttached), "an attachment without result is none: {error}");
+    // What comes now is to end.
+    cni.reconfigure(bench.config()).await;
     cni.teardown(&pod(1)).await.unwrap();
     assert_eq!((bench.calls(), bench.records()), (vec!["a ADD".to_owned(), "a DEL".to_owned()], 0));
 }
@@ -428,7 +442,7 @@ async fn becomes(cni: &Cni, text: &str) {
     let wanted = |status: &NetworkStatus| {
         if text.is_empty() { status.ready } else { !status.ready && status.message.contains(text) }
     };
-    let waited = tokio::time::timeout(Duration::from_secs(20), cni.wait_for(wanted)).await;
+    let waited = tokio::time::timeout(LONG, cni.wait_for(wanted)).await;
     assert!(waited.is_ok(), "status stays {:?} while {text:?} is awaited", cni.status());
 }
 
@@ -467,7 +481,7 @@ async fn a_swapped_link_changes_the_network() {
     fs::rename(bench.path("next"), bench.path("conf")).unwrap();
     let mut state = cni.inner.setup().state.clone();
     let swapped = state.wait_for(|state| state.network.as_ref().is_some_and(|net| net.list.name == "new"));
-    drop(tokio::time::timeout(Duration::from_secs(20), swapped).await.unwrap().unwrap());
+    drop(tokio::time::timeout(LONG, swapped).await.unwrap().unwrap());
     assert_eq!(name(), "new");
 }
 
@@ -495,8 +509,9 @@ async fn a_reload_moves_to_other_directories_and_limits() {
     }
     let text = r#"{"cniVersion":"1.1.0","name":"second","plugins":[{"type":"a"}]}"#;
     fs::write(bench.path("conf2/1.conflist"), text).unwrap();
-    fs::copy(bench.path("bin/a"), bench.path("bin2/a")).unwrap();
-    let limit = Duration::from_secs(7);
+    let program = fs::read_to_string(bench.path("bin/a")).unwrap();
+    testing::write_program(&bench.path("bin2/a"), &program);
+    let limit = Duration::from_secs(70);
     let next = CniConfig {
         conf_dir: bench.path("conf2"),
         bin_dirs: vec![bench.path("bin2")],
@@ -561,13 +576,15 @@ async fn a_hanging_operation_is_in_flight_and_then_out_of_time() {
         "a",
         &format!("[ $CNI_COMMAND = ADD ] && : > reached && exec sleep 1000\n{}", answer("10.1.0.2")),
     );
-    let config = CniConfig { operation_timeout: Duration::from_secs(2), ..bench.config() };
+    let config = CniConfig { operation_timeout: LONG, ..bench.config() };
     let cni = Cni::with_rhythm(config, events_only(), &CancellationToken::new()).await.unwrap();
     cni.wait_for(|status| status.ready).await.unwrap();
     let pod = pod(1);
     let (setup, in_flight) = tokio::join!(cni.setup(&pod), async {
         read_to_end(reached).await;
-        cni.operations()[0].in_flight
+        let in_flight = cni.operations()[0].in_flight;
+        testing::pass(LONG).await;
+        in_flight
     });
     setup.unwrap_err();
     assert_eq!(in_flight, 1);

@@ -7,14 +7,12 @@ use types::{ErrorKind, Kind};
 
 use crate::builder::{Built, Family, LayerBuilder, noise};
 use crate::fixture::{Fixture, cause, config, text};
-use crate::server::{Content, Reply, Server};
+use crate::server::{Content, Reply, Server, dead_address};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_cannot_be_reached_is_unavailable() {
     let fixture = Fixture::new().await;
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    drop(listener);
+    let (address, _held) = dead_address();
     let error = fixture.pull_fails(&format!("{address}/app:1")).await;
     assert!(text(&error).starts_with("RegistryUnavailable: "), "{}", text(&error));
     assert_eq!(error.kind(), ErrorKind::Unavailable);

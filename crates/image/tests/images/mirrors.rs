@@ -5,13 +5,7 @@ use types::{ErrorKind, Kind};
 
 use crate::builder::Built;
 use crate::fixture::{Fixture, text};
-use crate::server::{Content, Reply, Server};
-
-/// An address that nobody listens at.
-async fn dead_address() -> String {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    listener.local_addr().unwrap().to_string()
-}
+use crate::server::{Content, Reply, Server, dead_address};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mirror_serves_instead_of_the_registry_and_sees_no_credentials() {
@@ -46,11 +40,10 @@ async fn dead_and_lacking_mirrors_are_passed_over() {
     let fixture = Fixture::new().await;
     let lacking = Server::start(|_| Reply::new(404)).await;
     let registry = Server::of_image(Built::small("x")).await;
+    let (dead, _held) = dead_address();
     let hosts = format!(
-        "server = \"http://{}\"\n[host.\"http://{}\"]\n[host.\"http://{}\"]\n",
-        registry.address,
-        dead_address().await,
-        lacking.address
+        "server = \"http://{}\"\n[host.\"http://{dead}\"]\n[host.\"http://{}\"]\n",
+        registry.address, lacking.address
     );
     fixture.write_hosts("registry.example", &hosts);
     fixture.pull("registry.example/app:1").await.unwrap();
@@ -83,7 +76,7 @@ async fn the_registrys_own_refusal_is_reported_and_not_that_another_is_dead() {
         [(401, ErrorKind::Unauthenticated), (403, ErrorKind::PermissionDenied), (404, ErrorKind::NotFound)]
     {
         let registry = Server::start(move |_| Reply::new(status)).await;
-        let dead = dead_address().await;
+        let (dead, _held) = dead_address();
         // The name resolves to the listed host; the server behind it is another one, and gone.
         let hosts = format!("server = \"http://{dead}\"\n[host.\"http://{}\"]\n", registry.address);
         fixture.write_hosts(&registry.address, &hosts);

@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader,
 };
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
@@ -47,6 +48,8 @@ pub(crate) struct Reply {
     pub(crate) cut: Option<usize>,
     /// Send nothing for so long after this many bytes of the body.
     pub(crate) stall: Option<(usize, Duration)>,
+    /// Send nothing after this many bytes of the body as long as this is so.
+    pub(crate) hold: Option<(usize, watch::Receiver<bool>)>,
 }
 
 impl Reply {
@@ -62,6 +65,13 @@ impl Reply {
         self.headers.push((name.to_owned(), value.into()));
         self
     }
+}
+
+/// An address that nobody listens at. Nobody else is given it as long as the socket is held.
+pub(crate) fn dead_address() -> (String, TcpSocket) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    (socket.local_addr().unwrap().to_string(), socket)
 }
 
 pub(crate) struct Server {
@@ -152,11 +162,15 @@ async fn serve(
     let stream = stream.get_mut();
     stream.write_all(head.as_bytes()).await?;
     let until = reply.cut.unwrap_or(reply.body.len()).min(reply.body.len());
-    let (first, pause) = reply.stall.map_or((until, Duration::ZERO), |(at, pause)| (at.min(until), pause));
+    let (first, pause) = reply.stall.unwrap_or((until, Duration::ZERO));
+    let first = reply.hold.as_ref().map_or(first, |(at, _)| first.min(*at)).min(until);
     *sent.lock().unwrap() += first;
     stream.write_all(&reply.body[..first]).await?;
     stream.flush().await?;
     tokio::time::sleep(pause).await;
+    if let Some((_, mut hold)) = reply.hold {
+        hold.wait_for(|is_held| !is_held).await.ok();
+    }
     *sent.lock().unwrap() += until - first;
     stream.write_all(&reply.body[first..until]).await?;
     stream.shutdown().await

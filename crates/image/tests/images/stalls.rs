@@ -9,7 +9,8 @@ use crate::builder::{Built, Family, LayerBuilder, noise};
 use crate::fixture::{Fixture, cause, text};
 use crate::server::{Content, Reply, Server};
 
-const PROGRESS: Duration = Duration::from_secs(1);
+/// More than a busy machine may take to pass on what a server has sent.
+const PROGRESS: Duration = Duration::from_secs(5);
 
 fn large() -> Built {
     Built::new(Family::Oci, &[LayerBuilder::new().entry("big", |_| {}, &noise(1_000_000)).build()])

@@ -3,12 +3,15 @@
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use monitor_api::{AttachRequest, Monitors, RefusalKind};
 use serde_json::json;
 use types::{ContainerId, ExecId};
 
-use crate::pod::{Pod, wait_until};
+use crate::pod::{Pod, descriptors, sockets, wait_until};
 
 const USR1: i32 = 10;
 
@@ -36,7 +39,7 @@ async fn read_all(mut file: File) -> String {
 async fn all_clients_see_what_comes_and_then_the_end() {
     let mut pod = Pod::new().await;
     let plan =
-        pod.plan("echo unseen; trap 'echo out; echo err >&2; exit 0' USR1; while :; do sleep 0.05; done");
+        pod.plan("trap 'echo out; echo err >&2; exit 0' USR1; echo unseen; while :; do sleep 0.05; done");
     let id = pod.run(&plan).await;
     Pod::wait_printed(&plan, "unseen").await;
     let mut clients = Vec::new();
@@ -60,14 +63,39 @@ async fn all_clients_see_what_comes_and_then_the_end() {
 #[tokio::test]
 async fn a_client_that_does_not_read_holds_nobody_up() {
     let mut pod = Pod::new().await;
-    let plan = pod.plan("while ! [ -e /go ]; do sleep 0.02; done; seq 1 250000; exit 3");
+    // In two halves, each of which the monitor keeps for a client: the good one need not be quick, only go on.
+    let wait_for = |file: &str| format!("while ! [ -e {file} ]; do sleep 0.02; done");
+    let plan = pod.plan(&format!(
+        "{}; seq 1 125000; {}; seq 125001 250000; exit 3",
+        wait_for("/go"),
+        wait_for("/more")
+    ));
     let id = pod.run(&plan).await;
     let ((slow, to_slow), (good, to_good)) = (pipe(), pipe());
     pod.connection.monitor.attach(request(&id, false, false), vec![to_slow]).await.unwrap();
     pod.connection.monitor.attach(request(&id, false, false), vec![to_good]).await.unwrap();
-    let reading = tokio::spawn(read_all(good));
+    let seen = Arc::new(AtomicUsize::new(0));
+    let reading = tokio::task::spawn_blocking({
+        let (mut good, seen) = (good, Arc::clone(&seen));
+        move || {
+            let (mut text, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
+            loop {
+                match good.read(&mut buffer).unwrap() {
+                    0 => break String::from_utf8(text).unwrap(),
+                    len => text.extend_from_slice(&buffer[..len]),
+                }
+                seen.store(text.len(), Ordering::Relaxed);
+            }
+        }
+    });
+    let lines =
+        |range: std::ops::RangeInclusive<u32>| range.map(|line| format!("{line}\n")).collect::<String>();
+    let half = lines(1..=125_000).len();
     let go = pod.process(&id, ": > /go");
     pod.connection.monitor.exec(go, Vec::new()).await.unwrap();
+    wait_until("the first half", || seen.load(Ordering::Relaxed) == half).await;
+    let more = pod.process(&id, ": > /more");
+    pod.connection.monitor.exec(more, Vec::new()).await.unwrap();
     let record = loop {
         if let monitor_api::Event::Exited(record) = pod.event().await {
             break record;
@@ -76,7 +104,7 @@ async fn a_client_that_does_not_read_holds_nobody_up() {
     assert_eq!(record.exit_code, 3);
     // What is left of an ended container waits some seconds only.
     let (text, copy) = (read_all(slow).await, reading.await.unwrap());
-    let all: String = (1..=250_000).map(|line| format!("{line}\n")).collect();
+    let all = lines(1..=250_000);
     assert!(Pod::printed(&plan, crilog::Stream::Stdout) == all, "the log is whole");
     assert!(copy == all, "and so is what the other client got");
     let (kept, notice) = text.split_once("\r\n[crimson: ").unwrap();
@@ -142,26 +170,33 @@ async fn a_session_ends_with_its_client_or_its_connection() {
     let plan = pod.plan("echo ready; while :; do echo tick; sleep 0.02; done");
     let id = pod.run(&plan).await;
     Pod::wait_printed(&plan, "ready").await;
-    let open = || std::fs::read_dir(format!("/proc/{}/fd", pod.connection.pid)).unwrap().count();
-    let before = open();
+    // Both ends of a pipe are one inode.
+    let name = |pipe: &File| format!("pipe:[{}]", pipe.metadata().unwrap().ino());
+    let held = |name: &String| descriptors(pod.connection.pid).contains(name);
     let (gone, to_gone) = pipe();
+    let gone_name = name(&gone);
     pod.connection.monitor.attach(request(&id, false, false), vec![to_gone]).await.unwrap();
+    assert!(held(&gone_name));
     drop(gone);
-    wait_until("its pipe is closed", || open() == before).await;
+    wait_until("its pipe is closed", || !held(&gone_name)).await;
     let (half, to_half) = pipe();
     let (rest, to_rest) = pipe();
+    let (half_name, rest_name) = (name(&half), name(&rest));
     let both = vec![to_half, to_rest];
     pod.connection.monitor.attach(request(&id, false, true), both).await.unwrap();
     drop(half);
-    wait_until("one of two is closed", || open() == before + 1).await;
+    wait_until("one of two is closed", || !held(&half_name)).await;
+    assert!(held(&rest_name));
     drop(rest);
-    wait_until("the other too", || open() == before).await;
+    wait_until("the other too", || !held(&rest_name)).await;
+    let connected = sockets(pod.connection.pid);
     let other = pod.monitors.connect(&pod.sandbox).await.unwrap().unwrap();
     let (out, to_out) = pipe();
+    let out_name = name(&out);
     other.monitor.attach(request(&id, false, false), vec![to_out]).await.unwrap();
     drop(other);
     assert!(read_all(out).await.chars().all(|char| "tick\n".contains(char)));
-    wait_until("both are closed", || open() == before).await;
+    wait_until("both are closed", || !held(&out_name) && sockets(pod.connection.pid) == connected).await;
     let nothing_sent =
         pod.connection.monitor.attach(request(&id, false, false), Vec::new()).await.unwrap_err();
     assert_eq!(nothing_sent.refusal(), Some(RefusalKind::Io));

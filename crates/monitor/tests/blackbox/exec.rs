@@ -39,6 +39,16 @@ fn read_all(mut file: File) -> String {
     text
 }
 
+/// A terminal's next line, which may come in pieces.
+fn read_line(mut terminal: &File) -> String {
+    let (mut line, mut byte) = (Vec::new(), [0]);
+    while byte != *b"\n" {
+        terminal.read_exact(&mut byte).unwrap();
+        line.extend(byte);
+    }
+    String::from_utf8(line).unwrap()
+}
+
 #[tokio::test]
 async fn an_exec_speaks_through_the_daemons_descriptors() {
     let (mut pod, plan) = running().await;
@@ -71,14 +81,11 @@ async fn an_exec_with_a_terminal_gets_one() {
     std::fs::write(&request.process, process.to_string()).unwrap();
     let id = request.exec.clone();
     let started = pod.connection.monitor.exec(request, Vec::new()).await.unwrap();
-    let mut terminal = File::from(started.terminal.unwrap());
-    let mut text = [0; 64];
-    let len = terminal.read(&mut text).unwrap();
-    assert_eq!(&text[..len], b"/dev/pts/0\r\n");
+    let terminal = File::from(started.terminal.unwrap());
+    assert_eq!(read_line(&terminal), "/dev/pts/0\r\n");
     pod.connection.monitor.resize(&plan.request.container, Some(&id), 50, 20).await.unwrap();
     assert_eq!(exec_exit(&mut pod, &id).await, (2, None));
-    let len = terminal.read(&mut text).unwrap();
-    assert_eq!(&text[..len], b"20 50\r\n");
+    assert_eq!(read_line(&terminal), "20 50\r\n");
     pod.finish().await;
 }
 
@@ -118,17 +125,18 @@ async fn killing_an_exec_takes_those_who_left_its_session_and_lost_their_parent(
     let (mut pod, plan) = running().await;
     let script = "(setsid sh -c 'sleep 31415 & exec sleep 31415' &); sleep 31415";
     let sleepers = || processes(|text| text.starts_with("sleep\u{0}31415"));
+    let others = || processes(|text| text.starts_with("sleep\u{0}27182")).len();
     let other = pod.process(&plan.request.container, "(setsid sleep 27182 &); exec sleep 27182");
     pod.connection.monitor.exec(other.clone(), Vec::new()).await.unwrap();
     let request = pod.process(&plan.request.container, script);
     let id = request.exec.clone();
     pod.connection.monitor.exec(request, Vec::new()).await.unwrap();
-    wait_until("the tree", || sleepers().len() == 3).await;
+    wait_until("both trees", || sleepers().len() == 3 && others() == 2).await;
     assert_eq!(pod.exec_cgroups().len(), 2);
     pod.connection.monitor.kill_exec(&id).await.unwrap();
     assert_eq!(exec_exit(&mut pod, &id).await, (137, Some(9)));
     assert_eq!(sleepers(), [], "its end is told when all are dead");
-    assert_eq!(processes(|text| text.starts_with("sleep\u{0}27182")).len(), 2, "the other exec goes on");
+    assert_eq!(others(), 2, "the other exec goes on");
     assert_eq!(pod.exec_cgroups().len(), 1);
     pod.connection.monitor.kill_exec(&other.exec).await.unwrap();
     assert_eq!(exec_exit(&mut pod, &other.exec).await, (137, Some(9)));

@@ -1,13 +1,13 @@
 //! Creates that do not work out, and runtimes that misbehave.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, Instant};
+use std::pin::pin;
+use std::time::Duration;
 
 use monitor_api::RefusalKind;
 use serde_json::json;
 
-use crate::pod::{Pod, processes, wait_until};
+use crate::pod::{Pod, processes, program, wait_until};
 
 #[tokio::test]
 async fn a_program_that_is_missing_is_named_in_the_runtimes_words() {
@@ -45,21 +45,27 @@ async fn a_runtime_that_hangs_is_killed_at_the_deadline_while_others_go_on() {
     let id = pod.run(&other).await;
     Pod::wait_printed(&other, "ready").await;
     let mut hanging = pod.plan("exit 0");
-    let script = pod.path("hanging-runtime");
-    fs::write(&script, "#!/bin/sh\ncase \"$*\" in *delete*) exit 0;; esac\nsleep 54321 & sleep 54321\n")
-        .unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    hanging.request.runtime.path = script;
-    hanging.request.timeout_ms = 1500;
-    let begin = Instant::now();
-    let (created, ()) = tokio::join!(pod.create(&hanging), async {
-        wait_until("the runtime", || !processes(|text| text.starts_with("sleep\u{0}54321")).is_empty()).await;
-        pod.connection.monitor.signal(&id, 10, false).await.unwrap();
-        Pod::wait_printed(&other, "heard").await;
-        assert!(begin.elapsed() < Duration::from_millis(1500), "the other container was held up");
-    });
+    hanging.request.runtime.path = program(
+        pod.path("hanging-runtime"),
+        "#!/bin/sh\ncase \"$*\" in *delete*) exit 0;; esac\nsleep 54321 & sleep 54321\n",
+    );
+    // Long enough for all that the other container is to do meanwhile.
+    hanging.request.timeout_ms = 10_000;
+    let left = || processes(|text| text.starts_with("sleep\u{0}54321"));
+    let created = {
+        let mut creating = pin!(pod.create(&hanging));
+        tokio::select! {
+            created = &mut creating => panic!("the other container was held up: {created:?}"),
+            () = async {
+                wait_until("the runtime", || !left().is_empty()).await;
+                pod.connection.monitor.signal(&id, 10, false).await.unwrap();
+                Pod::wait_printed(&other, "heard").await;
+            } => {}
+        }
+        creating.await
+    };
     assert_eq!(created.unwrap_err().refusal(), Some(RefusalKind::RuntimeTimedOut));
-    assert_eq!(processes(|text| text.starts_with("sleep\u{0}54321")), []);
+    wait_until("the end of all of it", || left().is_empty()).await;
     pod.finish().await;
 }
 
@@ -67,10 +73,10 @@ async fn a_runtime_that_hangs_is_killed_at_the_deadline_while_others_go_on() {
 async fn a_create_that_is_no_longer_wanted_is_given_up() {
     let mut pod = Pod::new().await;
     let mut hanging = pod.plan("exit 0");
-    let script = pod.path("hanging-runtime");
-    fs::write(&script, "#!/bin/sh\ncase \"$*\" in *delete*) exit 0;; esac\nsleep 43210\n").unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-    hanging.request.runtime.path = script;
+    hanging.request.runtime.path = program(
+        pod.path("hanging-runtime"),
+        "#!/bin/sh\ncase \"$*\" in *delete*) exit 0;; esac\nsleep 43210\n",
+    );
     let (created, deleted) = tokio::join!(pod.create(&hanging), async {
         wait_until("the runtime", || !processes(|text| text.starts_with("sleep\u{0}43210")).is_empty()).await;
         pod.connection.monitor.delete(&hanging.request.container).await
@@ -85,10 +91,8 @@ async fn a_create_that_is_no_longer_wanted_is_given_up() {
 async fn what_a_killed_runtime_left_of_its_pid_file_is_not_in_the_way_of_the_next() {
     let mut pod = Pod::new().await;
     let mut plan = pod.plan("exit 4");
-    let script = pod.path("dying-runtime");
     let text = "#!/bin/sh\ncase \"$*\" in *delete*) exit 0;; esac\n: >.init.pid\nkill -KILL $$\n";
-    fs::write(&script, text).unwrap();
-    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    let script = program(pod.path("dying-runtime"), text);
     let runtime = std::mem::replace(&mut plan.request.runtime.path, script);
     assert_eq!(pod.create(&plan).await.unwrap_err().refusal(), Some(RefusalKind::RuntimeFailed));
     plan.request.runtime.path = runtime;

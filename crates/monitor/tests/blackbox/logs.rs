@@ -5,7 +5,7 @@ use std::fs;
 use crilog::{Stream, read_output};
 use monitor_api::{Event, Monitors};
 
-use crate::pod::{Pod, wait_until};
+use crate::pod::{Pod, sockets, wait_until};
 
 #[tokio::test]
 async fn a_flood_of_output_is_logged_whole_and_in_order() {
@@ -57,8 +57,9 @@ async fn a_disk_without_room_costs_lines_but_never_blocks() {
 #[tokio::test]
 async fn a_file_system_that_was_full_costs_what_did_not_fit_and_no_more() {
     let mut pod = Pod::new().await;
-    let mut plan =
-        pod.plan("seq 1 20000; echo full; while ! [ -e /go ]; do sleep 0.02; done; seq 20001 20100; exit 2");
+    let mut plan = pod.plan(
+        "seq 1 20000; echo full; : > /paused; while ! [ -e /go ]; do sleep 0.02; done; seq 20001 20100; exit 2",
+    );
     let disk = pod.path("disk");
     fs::create_dir(&disk).unwrap();
     sys::mount::tmpfs(&disk, 256 << 10, 0o700).unwrap();
@@ -68,6 +69,8 @@ async fn a_file_system_that_was_full_costs_what_did_not_fit_and_no_more() {
     let id = pod.run(&plan).await;
     let monitor = pod.connection.monitor.clone();
     let dropped = async || monitor.list().await.unwrap()[0].dropped_log_lines;
+    // All is in the monitor's pipe then.
+    wait_until("the pause", || pod.path("upper-1/paused").is_file()).await;
     let all = async {
         // The last line before the pause is among those that do not fit, so the count stands still when it is there.
         let mut seen = (0, 0);
@@ -102,11 +105,15 @@ async fn a_file_system_that_was_full_costs_what_did_not_fit_and_no_more() {
 #[tokio::test]
 async fn rotation_in_a_flood_loses_doubles_and_reorders_nothing() {
     let mut pod = Pod::new().await;
-    let plan = pod.plan("seq 1 150000");
+    // It goes on until there were rotations enough, however slow those are.
+    let round = "seq $((i * 1000 + 1)) $((i * 1000 + 1000)); i=$((i + 1))";
+    let flood = format!("trap enough=1 USR1; i=0; while [ -z \"$enough\" ]; do {round}; done; echo all $i");
+    let plan = pod.plan(&flood);
     let id = pod.run(&plan).await;
+    Pod::wait_printed(&plan, "1\n").await;
     let log = plan.request.log.clone().unwrap();
     let mut parts = Vec::new();
-    let mut reopened = 0;
+    let (mut reopened, mut enough) = (0, false);
     while pod.connection.monitor.list().await.unwrap()[0].phase != monitor_api::Phase::Exited {
         let old = log.with_extension(format!("{:04}", parts.len()));
         fs::rename(&log, &old).unwrap();
@@ -118,13 +125,18 @@ async fn rotation_in_a_flood_loses_doubles_and_reorders_nothing() {
         if old.is_file() {
             parts.push(old);
         }
+        if reopened == 20 && !enough {
+            pod.connection.monitor.signal(&id, 10, false).await.unwrap();
+            enough = true;
+        }
         tokio::time::sleep(std::time::Duration::from_millis(5)).await;
     }
-    assert!(reopened > 2, "reopened {reopened} times only");
     parts.push(log);
     let text: Vec<u8> = parts.iter().flat_map(|part| fs::read(part).unwrap()).collect();
-    let expected: String = (1..=150_000).map(|line| format!("{line}\n")).collect();
-    assert!(read_output(&text, Stream::Stdout).unwrap() == expected.as_bytes());
+    let printed = String::from_utf8(read_output(&text, Stream::Stdout).unwrap()).unwrap();
+    let rounds = printed.rsplit_once("all ").unwrap().1.trim().parse::<u32>().unwrap();
+    let lines: String = (1..=rounds * 1000).map(|line| format!("{line}\n")).collect();
+    assert!(printed == format!("{lines}all {rounds}\n"));
     assert_eq!(pod.exit().await.exit_code, 0);
     pod.finish().await;
 }
@@ -228,13 +240,12 @@ async fn what_was_lost_while_no_daemon_was_connected_is_untold() {
     let id = pod.run(&plan).await;
     assert_eq!(pod.event().await, Event::LogLinesDropped { container: id, lines: 1 });
     let init = pod.connection.monitor.list().await.unwrap()[0].pid.unwrap();
-    let descriptors = format!("/proc/{}/fd", pod.connection.pid);
-    let open = || fs::read_dir(&descriptors).unwrap().count();
-    let connected = open();
+    let monitor = pod.connection.pid;
+    let connected = sockets(monitor);
     // The daemon dies, and the next one comes when the container has ended.
     let nobody = elsewhere.monitors.connect(&elsewhere.sandbox).await.unwrap().unwrap();
     drop(std::mem::replace(&mut pod.connection, nobody));
-    wait_until("the end of the connection", || open() < connected).await;
+    wait_until("the end of the connection", || sockets(monitor) < connected).await;
     sys::process::kill(init, 10).unwrap();
     wait_until("the exit file", || plan.request.exit_file.is_file()).await;
     pod.connection = pod.monitors.connect(&pod.sandbox).await.unwrap().unwrap();

@@ -56,7 +56,8 @@ impl Pod {
         sys::mount::private_self_bind(dir.path()).unwrap();
         make_busybox(&dir.path().join("image"));
         let binary = shipped_monitor().unwrap_or_else(|| env!("CARGO_BIN_EXE_crimson-monitor").into());
-        let binary = if starter.is_empty() { binary } else { wrapper(dir.path(), starter, &binary) };
+        let wrapper = format!("#!/bin/sh\nexec {starter} {} \"$@\"\n", binary.display());
+        let binary = if starter.is_empty() { binary } else { program(dir.path().join("wrapper"), &wrapper) };
         let monitors = ProcessMonitors { binary, state_dir: dir.path().join("state") };
         let sandbox = SandboxId::from_random(sys::random::bytes());
         let connection = monitors.spawn(&sandbox).await.unwrap();
@@ -236,14 +237,12 @@ impl Drop for Pod {
     }
 }
 
-/// A program that runs another one by way of a command. It is written by a process of its own: what another test starts meanwhile
-/// would hold a file of ours open for writing, and it could not be run.
-fn wrapper(dir: &Path, starter: &str, program: &Path) -> PathBuf {
-    let path = dir.join("wrapper");
-    let script = format!("#!/bin/sh\nexec {starter} {} \"$@\"\n", program.display());
+/// A program of this text. It is written by a process of its own: what another test starts meanwhile would hold a file of ours
+/// open for writing, and it could not be run.
+pub(crate) fn program(path: PathBuf, text: &str) -> PathBuf {
     let written = Command::new("sh")
         .args(["-c", "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\""])
-        .args([path.as_os_str(), script.as_ref()])
+        .args([path.as_os_str(), text.as_ref()])
         .status();
     assert!(written.unwrap().success());
     path
@@ -252,6 +251,20 @@ fn wrapper(dir: &Path, starter: &str, program: &Path) -> PathBuf {
 fn directories(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
     entries.filter(|path| path.is_dir()).collect()
+}
+
+/// What a monitor's open descriptors refer to, such as `pipe:[4711]`. Some are there for a moment only, and outlive the reply to
+/// what they were opened for, so their number tells nothing.
+pub(crate) fn descriptors(monitor: i32) -> Vec<String> {
+    let entries = fs::read_dir(format!("/proc/{monitor}/fd")).unwrap().flatten();
+    // One that is closed meanwhile has no target any more.
+    let targets = entries.filter_map(|entry| fs::read_link(entry.path()).ok());
+    targets.map(|target| target.to_string_lossy().into_owned()).collect()
+}
+
+/// How many connections a monitor has, with its listening socket.
+pub(crate) fn sockets(monitor: i32) -> usize {
+    descriptors(monitor).iter().filter(|target| target.starts_with("socket:")).count()
 }
 
 /// The processes whose command line and cgroups match, as pid and that text.
@@ -279,7 +292,9 @@ fn make_busybox(root: &Path) {
     }
     let busybox = root.join("bin/busybox");
     if fs::hard_link("/bin/busybox", &busybox).is_err() {
-        fs::copy("/bin/busybox", &busybox).expect("busybox-static is installed");
+        // By a process of its own, as every program.
+        let copied = Command::new("cp").arg("/bin/busybox").arg(&busybox).status();
+        assert!(copied.unwrap().success(), "busybox-static is installed");
     }
     for applet in ["sh", "sleep", "cat", "echo", "seq", "stty", "tty", "tail", "head", "kill", "setsid", "dd"]
     {

@@ -7,7 +7,7 @@ use monitor_api::codec::{self, MESSAGE_LIMIT};
 use monitor_api::{Monitors, RefusalKind, Reply, Request};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 
-use crate::pod::{Pod, wait_until};
+use crate::pod::{LIMIT, Pod, wait_until};
 
 /// A connection that sends whatever it likes.
 struct Client(OwnedFd);
@@ -20,12 +20,8 @@ impl Client {
             rustix::net::socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None).unwrap();
         let address = format!("/proc/self/fd/{}/monitor.sock", dir.as_raw_fd());
         rustix::net::connect(&socket, &SocketAddrUnix::new(address).unwrap()).unwrap();
-        rustix::net::sockopt::set_socket_timeout(
-            &socket,
-            rustix::net::sockopt::Timeout::Recv,
-            Some(Duration::from_secs(20)),
-        )
-        .unwrap();
+        rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Recv, Some(LIMIT))
+            .unwrap();
         Self(socket)
     }
 

@@ -195,6 +195,11 @@ mod tests {
         (seen.uid(), seen.gid())
     }
 
+    /// What other tests mount on the host must not be counted.
+    fn hear_of_no_mounts() {
+        crate::mount::make_rprivate(Path::new("/")).unwrap();
+    }
+
     struct Place(tempfile::TempDir);
 
     impl Place {
@@ -259,6 +264,7 @@ mod tests {
         let userns = crate::userns::create(&MAPS).unwrap();
         let merged = place.at("merged");
         on_private_thread(|| {
+            hear_of_no_mounts();
             crate::mount::make_rshared(Path::new("/")).unwrap();
             crate::mount::private_self_bind(&merged).unwrap();
             let before = list().unwrap();
@@ -315,6 +321,7 @@ mod tests {
         let place = Place::new();
         let userns = crate::userns::create(&MAPS).unwrap();
         on_private_thread(|| {
+            hear_of_no_mounts();
             let before = list().unwrap().len();
             let error = bind_mapped(Path::new("/proc"), userns.as_fd(), &place.at("merged")).unwrap_err();
             assert!(error.to_string().contains("map the ids of /proc"), "{error}");

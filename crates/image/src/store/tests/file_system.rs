@@ -3,6 +3,10 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+use rustix::mount::UnmountFlags;
 
 /// What a new ext4 of this size has on its disk.
 pub(super) fn new_file_system(file: &Path, bytes: u64) -> Vec<u8> {
@@ -25,6 +29,13 @@ pub(super) fn mount(disk: &Path, at: &Path) {
     run(Command::new("mount").args(["-t", "ext4", "-o", "loop,noatime,commit=1"]).arg(disk).arg(at));
 }
 
+/// What another test is just starting may hold a file on it for another moment.
 pub(super) fn unmount(at: &Path) {
-    rustix::mount::unmount(at, rustix::mount::UnmountFlags::empty()).unwrap();
+    let begun = Instant::now();
+    loop {
+        match rustix::mount::unmount(at, UnmountFlags::empty()) {
+            Err(Errno::BUSY) if begun.elapsed() < Duration::from_secs(60) => std::thread::yield_now(),
+            done => return done.unwrap(),
+        }
+    }
 }
