@@ -86,6 +86,10 @@ mod tests {
         let limit = std::time::Duration::from_millis(50);
         tokio::time::timeout(limit, greet(&path)).await.unwrap_err();
         drop(listener);
+        std::fs::remove_file(&path).unwrap();
+        // Not one that was dropped: what another test is just starting may have that for another moment.
+        let refusing = tokio::net::UnixSocket::new_stream().unwrap();
+        refusing.bind(&path).unwrap();
         assert_eq!(greet(&path).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
         std::fs::remove_file(&path).unwrap();
         assert_eq!(greet(&path).await.unwrap_err().kind(), io::ErrorKind::NotFound);

@@ -89,6 +89,9 @@ mod tests {
     use std::cell::Cell;
     use std::os::unix::net::UnixDatagram;
     use std::process::{Command, Stdio};
+    use std::sync::Arc;
+
+    use tokio::sync::Semaphore;
 
     use super::*;
 
@@ -101,9 +104,17 @@ mod tests {
         if std::env::var_os(MANAGED).is_some() {
             ready("one\ntwo");
             reloading();
-            let stop = CancellationToken::new();
-            let beat = tokio::spawn(keep_watchdog(stop.clone(), || std::future::ready(Ok(()))));
-            tokio::time::timeout(Duration::from_millis(100), std::future::pending::<()>()).await.unwrap_err();
+            let (stop, checks) = (CancellationToken::new(), Arc::new(Semaphore::new(0)));
+            let check = {
+                let checks = Arc::clone(&checks);
+                move || {
+                    checks.add_permits(1);
+                    std::future::ready(Ok(()))
+                }
+            };
+            let beat = tokio::spawn(keep_watchdog(stop.clone(), check));
+            // Each comes when the watchdog has heard of the one before.
+            checks.acquire_many(3).await.unwrap().forget();
             stop.cancel();
             beat.await.unwrap();
             stopping();
@@ -126,10 +137,10 @@ mod tests {
     }
 
     fn messages_to_the_last(manager: &UnixDatagram) -> Vec<String> {
-        manager.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        manager.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let (mut heard, mut buffer) = (Vec::new(), [0; 256]);
         while !heard.last().is_some_and(|message: &String| message.starts_with("STOPPING=1\n")) {
-            let length = manager.recv(&mut buffer).expect("the child stops within 30 s");
+            let length = manager.recv(&mut buffer).expect("the child stops within a minute");
             heard.push(String::from_utf8(buffer[..length].to_vec()).unwrap());
         }
         heard

@@ -224,7 +224,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let journal = UnixDatagram::bind(&path).unwrap();
-        journal.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        journal.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         Bench { path: path.to_str().unwrap().to_owned(), journal, _dir: dir }
     }
 
@@ -307,16 +307,16 @@ mod tests {
         let journal = Journal::at(&bench.path).unwrap();
         let begun = std::time::Instant::now();
         let mut sent = 0_u64;
-        while journal.dropped.load(Ordering::Relaxed) < 5 {
+        while journal.dropped.load(Ordering::Relaxed) < 200 {
             journal.send(b"MESSAGE=x\n");
             sent += 1;
         }
-        assert!(begun.elapsed() < 4 * PATIENCE, "only the first line that found no room has waited");
-        for _ in 0..sent - 5 {
+        assert!(begun.elapsed() < 100 * PATIENCE, "only the first line that found no room has waited");
+        for _ in 0..sent - 200 {
             assert_eq!(bench.read()["MESSAGE"], "x");
         }
         journal.send(b"MESSAGE=y\n");
-        assert!(bench.read()["MESSAGE"].starts_with("5 lines were dropped"));
+        assert!(bench.read()["MESSAGE"].starts_with("200 lines were dropped"));
         assert_eq!(bench.read()["MESSAGE"], "y");
     }
 

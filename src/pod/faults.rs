@@ -159,6 +159,7 @@ mod by_file {
 mod in_memory {
     use std::collections::BTreeSet;
     use std::sync::Mutex;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use tokio::sync::Notify;
 
@@ -174,10 +175,15 @@ mod in_memory {
         pub(in super::super) seen: Mutex<BTreeSet<Point>>,
         /// Told when the server is to end; whoever hears it ends it.
         pub(in super::super) ended: Notify,
+        /// Its tasks live on in the test's process; none of them gets any further.
+        is_dead: AtomicBool,
     }
 
     impl Faults {
         pub(super) fn reach(&self, verb: &'static str, step: &'static str) -> Option<Strike> {
+            if self.is_dead.load(Ordering::Relaxed) {
+                return Some(Strike::Kill);
+            }
             self.seen.lock().unwrap().insert((verb, step));
             let mut armed = self.armed.lock().unwrap();
             let at = armed.iter().position(|(point, _)| *point == (verb, step))?;
@@ -187,6 +193,11 @@ mod in_memory {
         pub(super) async fn end_server(&self) {
             self.ended.notify_one();
             std::future::pending().await
+        }
+
+        /// No step has an effect from now on.
+        pub(in super::super) fn die(&self) {
+            self.is_dead.store(true, Ordering::Relaxed);
         }
 
         /// Makes the step fail once.

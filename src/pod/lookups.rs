@@ -148,17 +148,31 @@ mod tests {
                 Ok(())
             }
         };
-        let soon = Duration::from_millis(30);
-        for _ in 0..5 {
-            let error = lookups.each(paths(&["/fine", "/hung"]), soon, look.clone()).await.unwrap_err();
+        let (long, soon) = (Duration::from_secs(60), Duration::from_millis(30));
+        let both = || paths(&["/fine", "/hung"]);
+        // The time of the first is over when its thread is at the path that hangs.
+        let (first, ()) = tokio::join!(lookups.each(both(), long, look.clone()), async {
+            while looks.load(Ordering::SeqCst) == 0 {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::pause();
+            tokio::time::advance(long).await;
+            tokio::time::resume();
+        });
+        let mut ended = vec![first];
+        for _ in 0..4 {
+            ended.push(lookups.each(both(), soon, look.clone()).await);
+        }
+        for outcome in ended {
+            let error = outcome.unwrap_err();
             assert!(error.to_string().contains("/hung"), "{error}");
             assert_eq!(error.kind(), types::ErrorKind::DeadlineExceeded);
         }
         assert_eq!(looks.load(Ordering::SeqCst), 1);
-        lookups.each(paths(&["/fine"]), Duration::from_secs(60), look.clone()).await.unwrap();
+        lookups.each(paths(&["/fine"]), long, look.clone()).await.unwrap();
 
         // It answers in the end, and whoever waits goes on.
-        let waiting = lookups.each(paths(&["/hung"]), Duration::from_secs(60), look);
+        let waiting = lookups.each(paths(&["/hung"]), long, look);
         drop(answer);
         waiting.await.unwrap();
         assert_eq!(looks.load(Ordering::SeqCst), 2);

@@ -1,5 +1,6 @@
 //! Whole lives of pods against fakes: every verb, every step broken once, every restart.
 
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +51,23 @@ struct Node {
     confinement: Arc<FakeConfinement>,
 }
 
+/// A daemon. Dropping it is what `kill -9` does: what it has begun in this process comes no further.
+struct Server(Pods);
+
+impl Deref for Server {
+    type Target = Pods;
+
+    fn deref(&self) -> &Pods {
+        &self.0
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.shared.faults.die();
+    }
+}
+
 impl Node {
     fn new() -> Self {
         // In memory where that is possible: a life syncs dozens of files, and there are hundreds of lives.
@@ -84,12 +102,12 @@ impl Node {
         }
     }
 
-    /// A daemon on this node. Dropping an earlier one without a word is what `kill -9` does.
-    fn boot(&self) -> Pods {
+    /// A daemon on this node.
+    fn boot(&self) -> Server {
         self.boot_with_pause(None)
     }
 
-    fn boot_with_pause(&self, pause_image: Option<String>) -> Pods {
+    fn boot_with_pause(&self, pause_image: Option<String>) -> Server {
         let layout = Layout::new(self.dir.path().join("root"), self.dir.path().join("state"));
         for path in [layout.pods(), layout.bundles(), layout.layers(), layout.records()] {
             std::fs::create_dir_all(path).unwrap();
@@ -104,7 +122,7 @@ impl Node {
             handlers: [("runc".to_owned(), handler)].into(),
             default_handler: "runc".to_owned(),
             pause_image,
-            runtime_timeout: Duration::from_secs(5),
+            runtime_timeout: Duration::from_secs(60),
             netns_dir: self.dir.path().join("netns"),
             exec_output_bytes: 1 << 20,
             facts: spec::NodeFacts {
@@ -122,10 +140,10 @@ impl Node {
             host: Arc::<FakeHost>::clone(&self.host),
             confinement: Arc::<FakeConfinement>::clone(&self.confinement),
         };
-        Pods::new(drivers, settings)
+        Server(Pods::new(drivers, settings))
     }
 
-    async fn recovered(&self) -> Pods {
+    async fn recovered(&self) -> Server {
         let pods = self.boot();
         pods.recover().await.unwrap();
         pods
@@ -419,7 +437,7 @@ async fn a_sandbox_half_made_is_gone_after_a_restart() {
             tokio::task::yield_now().await;
         }
         making.abort();
-        // The dead daemon's tasks still exist in this process; its successor must win over them.
+        // The call still hangs in this process; its successor must win over it.
         drop(pods);
         let pods = node.recovered().await;
         assert!(pods.list().is_empty(), "{call:?}");

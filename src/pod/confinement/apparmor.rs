@@ -174,7 +174,6 @@ fn memory_file() -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
 
     /// A kernel whose list is a file, and whose parser is this script, which finds the file beside it.
     fn host(script: &str) -> (tempfile::TempDir, AppArmor) {
@@ -182,8 +181,14 @@ mod tests {
         let profiles = dir.path().join("profiles");
         std::fs::write(&profiles, "docker-default (enforce)\n/usr/bin/man (complain)\n").unwrap();
         let parser = dir.path().join("parser");
-        std::fs::write(&parser, format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display())).unwrap();
-        std::fs::set_permissions(&parser, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let script = format!("#!/bin/sh\ncd {}\n{script}\n", dir.path().display());
+        // By a process of its own: what another test starts meanwhile would hold a file of ours open for writing, and it could not
+        // be run.
+        let written = std::process::Command::new("sh")
+            .args(["-c", "printf %s \"$1\" > \"$0\" && chmod 755 \"$0\""])
+            .args([parser.as_os_str(), script.as_ref()])
+            .status();
+        assert!(written.unwrap().success());
         let text = profile::text(None, None);
         (dir, AppArmor { profiles, parser: Some(parser), text, failed: Mutex::default() })
     }

@@ -234,7 +234,7 @@ async fn work(node: &Arc<Node>, pods: &Pods, client: &mut Client) {
             tokio::task::yield_now().await;
         }
     };
-    let settled = tokio::time::timeout(Duration::from_secs(30), settled).await;
+    let settled = tokio::time::timeout(Duration::from_secs(60), settled).await;
     assert!(matches!(settled, Ok(Ok(()))), "{:?}\n{:?}", client.known, listing(pods));
 }
 

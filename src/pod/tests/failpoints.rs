@@ -161,11 +161,11 @@ fn points(verbs: &[Verb]) -> Vec<Point> {
     verbs.iter().flat_map(|(verb, steps)| steps.iter().map(move |step| (*verb, *step))).collect()
 }
 
-fn boot(node: &Node) -> Pods {
+fn boot(node: &Node) -> Server {
     node.boot_with_pause(Some(IMAGE.to_owned()))
 }
 
-async fn recovered(node: &Node) -> Pods {
+async fn recovered(node: &Node) -> Server {
     let pods = boot(node);
     pods.recover().await.unwrap();
     pods
@@ -243,7 +243,10 @@ async fn led(pods: &Pods, sandbox: &SandboxId, id: &ContainerId) -> usize {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     let attached = pods.attach(sessions::attach_to(id)).await.map(drop);
+    // A paused clock does not wait for the kernel's answer.
+    tokio::time::resume();
     let connected = pods.connect(sandbox.clone(), port).await.map(drop);
+    tokio::time::pause();
     usize::from(attached.is_err()) + usize::from(connected.is_err())
 }
 
@@ -279,7 +282,7 @@ pub(super) async fn nothing_in_flight(pods: &Pods, when: &str) {
     panic!("{when}: {:?}, {:?}", pods.in_flight().list(), pods.in_flight().callers());
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_life_passes_through_all_steps_and_no_others() {
     let node = Node::new();
     let pods = recovered(&node).await;

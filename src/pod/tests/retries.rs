@@ -186,7 +186,7 @@ async fn stops_and_removals_go_on_without_their_callers() {
     reaches(&pods, &id, ContainerState::Exited).await;
     assert!(poll_once(pods.stop_sandbox(sandbox_id.as_str())).await.is_none());
     assert!(poll_once(pods.remove_sandbox(sandbox_id.as_str())).await.is_none());
-    let patience = Instant::now() + Duration::from_secs(20);
+    let patience = Instant::now() + Duration::from_secs(60);
     while !node.left().is_empty() && Instant::now() < patience {
         tokio::time::sleep(Duration::from_millis(2)).await;
     }

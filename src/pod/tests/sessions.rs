@@ -231,7 +231,7 @@ async fn sessions_end_when_their_monitor_is_lost() {
     let _again = pods.exec(exec_in(&id, ALL), None).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_command_works_during_the_grace_of_a_stop() {
     let node = Node::new();
     let pods = node.recovered().await;
@@ -325,10 +325,13 @@ async fn a_port_without_a_listener_is_told_of() {
     let mut stream = pods.connect(sandbox_id.clone(), port).await.unwrap();
     let (mut server, _) = listener.accept().await.unwrap();
     stream.write_all(b"hello").await.unwrap();
-    drop((stream, listener));
+    drop(stream);
     let mut text = String::new();
     server.read_to_string(&mut text).await.unwrap();
     assert_eq!(text, "hello");
-    let refused = pods.connect(sandbox_id, port).await.unwrap_err();
+    // Held, so that nobody else is given it, but without a listener.
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let refused = pods.connect(sandbox_id, held.local_addr().unwrap().port()).await.unwrap_err();
     assert!(matches!(&refused, BackendError::Failed(text) if text.contains("refused")), "{refused}");
 }

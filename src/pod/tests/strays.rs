@@ -1,5 +1,8 @@
 //! What no record owns: found, told from what others own, removed by the next start and by hand.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
 use super::super::strays::{Stray, persisting};
 use super::*;
 use cgroup::CgroupDriver as _;
@@ -35,14 +38,18 @@ fn foreign(node: &Node) -> Vec<String> {
     vec![netns.display().to_string(), group]
 }
 
+/// Waits until nothing is left but this, which is in order.
 async fn settled(node: &Node, expected: &[String]) {
-    for _ in 0..2000 {
-        if node.left() == expected {
+    let begun = Instant::now();
+    loop {
+        let mut left = node.left();
+        left.sort();
+        if left == expected {
             break;
         }
+        assert!(begun.elapsed() < Duration::from_secs(60), "{left:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    assert_eq!(node.left(), expected);
     assert!(node.host.processes.lock().unwrap().is_empty());
 }
 
@@ -55,18 +62,7 @@ async fn a_start_removes_everything_of_a_lost_pod_and_nothing_of_others() {
     others.extend(node.cgroups.left().into_iter().filter(|group| group == "/crimson"));
     let pods = node.recovered().await;
     others.sort();
-    for _ in 0..2000 {
-        let mut left = node.left();
-        left.sort();
-        if left == others {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    let mut left = node.left();
-    left.sort();
-    assert_eq!(left, others);
-    assert!(node.host.processes.lock().unwrap().is_empty());
+    settled(&node, &others).await;
     assert!(entries(&node.dir.path().join("state/runtime/runc")).is_empty());
     assert_eq!(pods.strays().await.unwrap(), []);
 }
@@ -97,18 +93,24 @@ async fn every_kind_is_shown_and_can_be_removed_by_hand() {
 async fn what_is_on_record_is_no_stray_at_any_moment_of_its_life() {
     let node = Node::new();
     let pods = node.recovered().await;
-    let looks = pods.clone();
+    let (looks, present) = (pods.clone(), Arc::new(AtomicUsize::new(0)));
+    let round = Arc::clone(&present);
     let watcher = tokio::spawn(async move {
-        let mut before = Vec::new();
+        // What was seen, and the round in which the look ended.
+        let mut before = (0, Vec::new());
         loop {
+            let begun = round.load(Ordering::Relaxed);
             let now = looks.strays().await.unwrap();
-            assert_eq!(persisting(before, &now), []);
-            before = now;
-            // Longer than a removal needs from its first effect to its last.
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            // A removal shows for as long as it takes, which ends with its round.
+            if before.0 < begun {
+                assert_eq!(persisting(before.1, &now), []);
+            }
+            before = (round.load(Ordering::Relaxed), now);
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
     for round in 0..6 {
+        present.store(round, Ordering::Relaxed);
         let (sandbox_id, id) = run(&pods, &format!("web-{round}")).await;
         assert_eq!(pods.strays().await.unwrap(), []);
         pods.stop_container(id.as_str(), Duration::ZERO).await.unwrap();
