@@ -27,6 +27,7 @@ pub(crate) async fn the_service_is_ready(world: &World) -> Result<Verdict> {
     }
     let version = cri.version(VersionRequest::default()).await?;
     println!("    {} {}", version.runtime_name, version.runtime_version);
+    host::run("journalctl", &["--sync"]).await?;
     let log = host::run("journalctl", &["--unit", SERVICE, "--no-pager", "--output", "cat"]).await?;
     ensure!(log.contains("cgroup driver") && log.contains("ready"), "the journal has of the service: {log}");
     ensure!(!log.contains('\u{1b}'), "the journal has escape sequences in it");

@@ -157,18 +157,21 @@ impl Shared {
     }
 
     async fn started(&self, cri: &Cri, id: &str) -> Result<bool> {
-        for _ in 0..20 {
+        let deadline = tokio::time::Instant::now() + patience(INSIST_SECONDS);
+        loop {
             let Err(status) = cri.start(id).await else { return Ok(true) };
             self.note("StartContainer", &status);
             let seen = self.insist("ContainerStatus", || cri.container(id)).await?;
             match seen.state() {
                 ContainerState::ContainerRunning => return Ok(true),
+                ContainerState::ContainerCreated if tokio::time::Instant::now() > deadline => {
+                    return Err(status).context(format!("container {id} can not be started"));
+                }
                 ContainerState::ContainerCreated => tokio::time::sleep(Duration::from_millis(100)).await,
                 ContainerState::ContainerExited => return Ok(false),
                 ContainerState::ContainerUnknown => bail!("nobody knows the state of {id}: {seen:?}"),
             }
         }
-        bail!("container {id} can not be started")
     }
 
     fn note(&self, method: &str, status: &Status) {

@@ -39,7 +39,7 @@ pub(crate) async fn another_driver_while_pods_exist(world: &World) -> Result<Ver
     std::fs::write(drop_in, "[cgroup]\ndriver = \"cgroupfs\"\n")?;
     let since = host::now();
     let restarted = systemctl(&["restart", SERVICE]).await;
-    let journal = host::journal_since(since, "50").await;
+    let journal = host::journal_since(since, "500").await;
     std::fs::remove_file(drop_in)?;
     systemctl(&["reset-failed", SERVICE]).await?;
     systemctl(&["restart", SERVICE]).await?;
