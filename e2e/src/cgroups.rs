@@ -166,11 +166,11 @@ fn walk(dir: &Path, visit: &mut dyn FnMut(&Path)) {
     }
 }
 
-/// Kills what runs in a subtree and removes it, within five seconds.
+/// Kills what runs in a subtree and removes it, within half a minute.
 fn remove(parent: &Path) {
     let mut dirs = vec![parent.to_owned()];
     walk(parent, &mut |dir| dirs.push(dir.to_owned()));
-    let deadline = Instant::now() + Duration::from_secs(5);
+    let deadline = Instant::now() + Duration::from_secs(30);
     for dir in dirs.iter().rev() {
         while fs::remove_dir(dir).is_err() && fs::metadata(dir).is_ok() && Instant::now() < deadline {
             let processes = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();

@@ -229,7 +229,7 @@ impl Drop for Hidden {
 
 /// Waits until the daemon's network mentions a text.
 pub(crate) async fn network_is(node: &Node, text: &str) -> Result {
-    let deadline = Instant::now() + patience(20);
+    let deadline = Instant::now() + patience(30);
     loop {
         let status = node.cri().status(crate::cri::StatusRequest { verbose: true }).await?;
         if status.info.values().any(|info| info.contains(text)) {

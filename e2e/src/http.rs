@@ -58,6 +58,6 @@ impl Push {
 
 fn agent() -> Agent {
     let config =
-        Agent::config_builder().http_status_as_error(false).timeout_global(Some(crate::patience(20)));
+        Agent::config_builder().http_status_as_error(false).timeout_global(Some(crate::patience(30)));
     config.build().into()
 }

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// How long a daemon may take to get ready, to stop, or to settle after a test.
-const PATIENCE_SECONDS: u64 = 20;
+const PATIENCE_SECONDS: u64 = 30;
 
 /// How much of the log a failed test prints.
 const LOG_TAIL_LINES: usize = 150;
@@ -215,6 +215,12 @@ impl Node {
         let dir = self.dir().display().to_string();
         let mut found = self.machine.processes()?;
         found.retain(|(_, line)| line.contains("crimson-monitor") && line.contains(&dir));
+        // A program that one of them starts looks like it for a moment, but has not written down its id.
+        found.retain(|(pid, line)| {
+            let file = line.split_once(" --pid-file ").and_then(|(_, rest)| rest.split(' ').next());
+            let text = file.and_then(|file| fs::read_to_string(self.machine.path(Path::new(file))).ok());
+            text.and_then(|text| text.split_whitespace().next()?.parse().ok()) == Some(*pid)
+        });
         Ok(found.into_iter().map(|(pid, _)| pid).collect())
     }
 
@@ -238,7 +244,7 @@ impl Node {
         PodSpec::new(name, &uid, parent, &self.dir().join("logs").join(name))
     }
 
-    /// What a container has logged, line by line: stream, tag, content.
+    /// What a container has logged, line by line: stream, tag, content. A line that is being written does not count yet.
     pub fn container_log(&self, pod: &str, path: &str) -> Result<Vec<(String, String, String)>> {
         let path = self.dir().join("logs").join(pod).join(path);
         let text = fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))?;
@@ -251,7 +257,8 @@ impl Node {
             };
             Ok((next()?, next()?, next()?))
         };
-        text.lines().map(parse).collect()
+        let whole = text.rfind('\n').and_then(|end| text.get(..=end)).unwrap_or_default();
+        whole.lines().map(parse).collect()
     }
 
     /// Waits until a container has ended; gives its last status.
@@ -269,6 +276,20 @@ impl Node {
         tokio::time::timeout(patience(PATIENCE_SECONDS), wait)
             .await
             .with_context(|| format!("container {id} does not end"))?
+    }
+
+    /// Waits until the end of a container is on record, which is the monitor's doing: no daemon has to run.
+    pub async fn end_is_recorded(&self, id: &str) -> Result {
+        let record = self.machine.path(&self.state().join("containers").join(id).join("exit.json"));
+        let wait = async {
+            while !record.try_exists()? {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Ok(())
+        };
+        tokio::time::timeout(patience(PATIENCE_SECONDS), wait)
+            .await
+            .with_context(|| format!("there is no {}", record.display()))?
     }
 
     /// Runs a container and waits until it has ended; gives its last status.
@@ -320,7 +341,7 @@ impl Node {
         match tokio::time::timeout(patience(PATIENCE_SECONDS), daemon.child.wait()).await {
             Ok(status) => {
                 // Only an end with all its steps says so, and had said it before it was over.
-                daemon.notify.hear("STOPPING=1", patience(1)).await?;
+                daemon.notify.hear("STOPPING=1", patience(10)).await?;
                 Ok(status?)
             }
             Err(_) => {

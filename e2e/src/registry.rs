@@ -143,7 +143,7 @@ impl Registry {
             }
             bail!("docker-registry ended early:\n{seen}")
         };
-        tokio::time::timeout(crate::patience(20), listening)
+        tokio::time::timeout(crate::patience(30), listening)
             .await
             .context("docker-registry does not listen")??;
         // Its log goes on; a full pipe would stop it.

@@ -50,6 +50,8 @@ pub struct Request {
     pub status: u16,
     /// How many bytes of the answer's body have been sent so far.
     pub sent: u64,
+    /// Whether no more will be sent, however that came about.
+    pub over: bool,
 }
 
 impl Request {

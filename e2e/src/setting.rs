@@ -37,7 +37,7 @@ impl CgroupDriver {
     }
 }
 
-/// That many seconds on a usual machine, and `CRIMSON_E2E_SLOW` times as many on one that is emulated.
+/// That many seconds on a usual machine, and `CRIMSON_E2E_SLOW` times as many on one that is slow.
 #[must_use]
 pub fn patience(seconds: u64) -> Duration {
     static FACTOR: LazyLock<f64> = LazyLock::new(|| {

@@ -1,5 +1,6 @@
 //! A node with one running pod and the test image: what most tests of containers start from.
 
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
@@ -64,13 +65,19 @@ impl Stage {
     /// Waits until a container has logged a line.
     pub async fn says(&self, id: &str, line: &str) -> Result {
         let path = self.node.cri().container(id).await?.log_path;
+        let (mut log, mut text) = (std::fs::File::open(&path)?, String::new());
         let heard = async {
-            while !std::fs::read_to_string(&path)?.lines().any(|it| it.ends_with(&format!(" F {line}"))) {
+            loop {
+                log.read_to_string(&mut text)?;
+                if text.lines().any(|it| it.ends_with(&format!(" F {line}"))) {
+                    return Ok::<_, anyhow::Error>(());
+                }
+                // Logs may be long: what was looked at is not looked at again, but for a line that goes on.
+                text.drain(..text.rfind('\n').map_or(0, |end| end + 1));
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            Ok::<_, anyhow::Error>(())
         };
-        tokio::time::timeout(patience(10), heard).await?
+        tokio::time::timeout(patience(30), heard).await?
     }
 
     /// Takes everything down and proves that nothing is left.

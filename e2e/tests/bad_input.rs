@@ -263,7 +263,7 @@ async fn a_network_that_fails() -> Result {
 
 /// Runs a pod until the daemon has seen the conf list that was just written: before that it says there is none.
 async fn retry_until_configured(node: &Node) -> std::result::Result<String, Status> {
-    let deadline = tokio::time::Instant::now() + e2e::patience(10);
+    let deadline = tokio::time::Instant::now() + e2e::patience(30);
     for attempt in 0.. {
         let reply = node.cri().run_pod(&node.pod("unlucky").attempt(attempt)).await;
         let configured =

@@ -53,7 +53,7 @@ impl Listener {
 
     /// The next event.
     async fn hear(&mut self) -> Result<ContainerEventResponse> {
-        let next = tokio::time::timeout(patience(20), self.stream.message()).await??;
+        let next = tokio::time::timeout(patience(30), self.stream.message()).await??;
         let event = next.ok_or_else(|| anyhow::anyhow!("the stream has ended without a reason"))?;
         self.note(&event);
         Ok(event)
@@ -185,18 +185,14 @@ async fn what_ends_while_the_daemon_is_dead_is_told_to_who_comes_back() -> Resul
     let mut listener = Listener::new(&cri).await?;
     let volume = stage.node.dir().join("signals");
     std::fs::create_dir(&volume)?;
-    let waits = "while [ ! -e /signals/go ]; do sleep 0.05; done; touch /signals/gone; exit 42";
+    let waits = "while [ ! -e /signals/go ]; do sleep 0.05; done; exit 42";
     let id = stage.run(&stage.shell("waits", waits).with_mount(&volume, "/signals", false)).await?;
     let lasting = stage.run(&ContainerSpec::lasting("lasts", &stage.image)).await?;
     listener.agree(&cri).await?;
     stage.node.kill9().await?;
     assert!(listener.hear().await.is_err(), "the stream has broken");
     std::fs::write(volume.join("go"), "")?;
-    while !volume.join("gone").try_exists()? {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    // The process ends right after the file; its monitor writes the record meanwhile.
-    tokio::time::sleep(patience(1) / 2).await;
+    stage.node.end_is_recorded(&id).await?;
     stage.node.restart().await?;
 
     // Without a list: what is known is from before.
@@ -308,8 +304,8 @@ async fn streams_end_with_the_daemon_and_those_that_are_not_read_do_not_hold_it_
     node.finish().await
 }
 
-/// One client's random load; the seed decides what it does.
-async fn load(node: &Node, image: &str, n: u64, end: tokio::time::Instant) -> Result {
+/// One client's random load; the seed decides what it does. Containers that end by themselves are called `brief`.
+async fn load(node: &Node, image: &str, n: u64, actions: usize) -> Result {
     let cri = node.cri();
     let mut random = n * 7919 + u64::from(std::process::id()) + 1;
     let mut draw = |bound: usize| {
@@ -319,16 +315,15 @@ async fn load(node: &Node, image: &str, n: u64, end: tokio::time::Instant) -> Re
         usize::try_from(random >> 11).unwrap_or_default() % bound
     };
     let mut pods: Vec<(String, PodSpec, Vec<String>)> = Vec::new();
-    let mut made = 0;
-    while tokio::time::Instant::now() < end {
-        made += 1;
+    for made in 0..actions {
         let place = draw(pods.len() + 1);
         let Some((pod_id, pod, containers)) = pods.get_mut(place).filter(|_| pods_are_enough(place)) else {
             let pod = node.pod(&format!("load-{n}-{made}"));
             pods.push((cri.run_pod(&pod).await?, pod, Vec::new()));
             continue;
         };
-        let line = ["exit 3", "sleep 1000", "sleep 0.2; exit 7"][draw(3)];
+        let (kind, line) =
+            [("brief", "exit 3"), ("long", "sleep 1000"), ("brief", "sleep 0.2; exit 7")][draw(3)];
         match (draw(10), containers.pop()) {
             (0, _) => {
                 cri.stop_pod(pod_id).await?;
@@ -342,7 +337,7 @@ async fn load(node: &Node, image: &str, n: u64, end: tokio::time::Instant) -> Re
             }
             (_, before) => {
                 containers.extend(before);
-                let spec = ContainerSpec::shell(&format!("c-{made}"), image, line);
+                let spec = ContainerSpec::shell(&format!("{kind}-{made}"), image, line);
                 containers.push(cri.run(pod_id, &spec, pod).await?);
             }
         }
@@ -360,12 +355,19 @@ async fn folding_events_gives_what_lists_say_after_a_random_load() -> Result {
     let cri = stage.node.cri();
     let mut listeners = [Listener::new(&cri).await?, Listener::new(&cri).await?];
     for _ in 0..2 {
-        let end = tokio::time::Instant::now() + Duration::from_secs(3);
-        let one = load(&stage.node, &stage.image, 1, end);
-        let two = load(&stage.node, &stage.image, 2, end);
+        let one = load(&stage.node, &stage.image, 1, 20);
+        let two = load(&stage.node, &stage.image, 2, 20);
         tokio::try_join!(one, two)?;
-        // What ends by itself does so within this time.
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        // Nothing changes any more when what ends by itself has done so.
+        let is_brief = |it: &Container| it.metadata.as_ref().is_some_and(|it| it.name.starts_with("brief"));
+        let ended = async {
+            let runs = |it: &Container| it.state() == ContainerState::ContainerRunning;
+            while cri.all_containers().await?.iter().any(|it| is_brief(it) && runs(it)) {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Ok::<_, anyhow::Error>(())
+        };
+        tokio::time::timeout(patience(30), ended).await??;
         for listener in &mut listeners {
             listener.agree(&cri).await?;
         }

@@ -238,7 +238,7 @@ impl Ground {
             }
             Ok::<_, anyhow::Error>(())
         };
-        tokio::time::timeout(patience(10), spent).await.context("the step was not reached")?
+        tokio::time::timeout(patience(30), spent).await.context("the step was not reached")?
     }
 
     fn container(&self) -> ContainerSpec {
@@ -406,7 +406,7 @@ impl Ground {
                     }
                     Ok::<_, anyhow::Error>(())
                 };
-                tokio::time::timeout(patience(10), settles).await.context("half an update")??;
+                tokio::time::timeout(patience(30), settles).await.context("half an update")??;
                 self.act((verb, step), pod_id, id).await?;
                 ensure!(self.memory(id).await? == (MEMORY.1, MEMORY.1));
                 self.update(id, MEMORY.0).await?;
@@ -460,7 +460,7 @@ impl Ground {
 
     /// Waits until the machine is as it was before the first step.
     async fn settled(&self) -> Result {
-        let deadline = tokio::time::Instant::now() + patience(20);
+        let deadline = tokio::time::Instant::now() + patience(60);
         loop {
             let mut left = Snapshot::take(&self.node).await?.since(&self.before);
             // The server keeps those of the groups that it measures, from its first look at them until they are gone.

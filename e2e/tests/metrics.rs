@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::convert::Infallible;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use e2e::cri::{
     LinuxContainerResources, ListMetricDescriptorsResponse, ListPodSandboxMetricsResponse, Metric,
@@ -182,13 +182,24 @@ async fn metrics_are_as_described_and_streamed_as_listed() -> Result {
         let metrics = pods.iter().flat_map(|pod| &pod.metrics).chain(of_containers);
         metrics.map(|metric| (metric.name.clone(), metric.label_values.clone())).collect()
     };
-    let told = identity(&listed(&stage).await?);
-    let names: BTreeSet<&str> = told.iter().map(|(name, _)| name.as_str()).collect();
-    let missing: Vec<&str> = ALWAYS.split_whitespace().filter(|name| !names.contains(name)).collect();
-    assert_eq!(missing, [""; 0]);
+    // What is found out in the background is there a moment later, on a busy machine some moments.
+    let deadline = Instant::now() + patience(30);
+    let told = loop {
+        let told = identity(&listed(&stage).await?);
+        let names: BTreeSet<&str> = told.iter().map(|(name, _)| name.as_str()).collect();
+        let missing: Vec<&str> = ALWAYS.split_whitespace().filter(|name| !names.contains(name)).collect();
+        let streamed = identity(&streamed(&stage).await?);
+        if missing.is_empty() && streamed == told {
+            break told;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{missing:?} are missing, {streamed:?} is streamed, {told:?} listed"
+        );
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
     let metrics: usize = pod.metrics.len() + pod.container_metrics[0].metrics.len();
     assert!(told.len() >= metrics, "no two metrics of a container have the same labels");
-    assert_eq!(identity(&streamed(&stage).await?), told);
     assert_eq!(descriptors(&stage).await?, described, "described once and for all");
     stage.finish().await
 }
@@ -213,7 +224,11 @@ async fn metrics_tell_the_truth_of_processors_and_memory() -> Result {
     assert!((least..=most).contains(&told), "{told} s told, {before} to {after} ns used");
     let user = one(&metrics, "container_cpu_user_seconds_total");
     let system = one(&metrics, "container_cpu_system_seconds_total");
-    assert!(user <= told && system <= told && user + system + 1 >= told, "{user} + {system} = {told}");
+    // On v1 these are counted by ticks.
+    assert!(
+        user <= told + 1 && system <= told + 1 && user + system + 1 >= told,
+        "{user} + {system} = {told}"
+    );
     let periods = one(&metrics, "container_cpu_cfs_periods_total");
     assert!(periods >= 15, "{periods} periods of 100 ms in more than 2 s");
     assert!(one(&metrics, "container_cpu_cfs_throttled_periods_total") <= periods);
@@ -222,6 +237,8 @@ async fn metrics_tell_the_truth_of_processors_and_memory() -> Result {
     // Bytes that wait in a buffer for more to come, and as many in files of memory.
     let line = "(head -c 31457280 /dev/zero; exec sleep 3600) | exec dd of=/dev/null bs=64M iflag=fullblock";
     let id = stage.run(&stage.shell("buffer", line)).await?;
+    // All of it is on its way then, but for what fits into a pipe.
+    cri.shell(&id, "until ps | grep -q '[0-9] sleep 3600$'; do sleep 0.1; done").await?;
     until(30, async || {
         Ok(is_about(one(&of_container(&stage, &id).await?, "container_memory_rss"), 30 * MIB))
     })
@@ -256,12 +273,12 @@ async fn metrics_tell_the_truth_of_processes_and_limits() -> Result {
     let began = now();
     let id = stage.run(&spec).await?;
     let pid = cri.container_pid(&id).await?;
-    until(20, async || Ok(open_files(&stage, pid)?.1 == 1)).await?;
+    until(30, async || Ok(open_files(&stage, pid)?.1 == 1)).await?;
     let pids: Vec<u32> = children(&stage, pid)?.into_iter().chain([pid]).collect();
     assert_eq!(pids.len(), 3);
     let open: Vec<(u64, u64)> = pids.iter().map(|pid| open_files(&stage, *pid)).collect::<Result<_>>()?;
     // A count from before is told with its time, and not for long.
-    until(20, async || {
+    until(30, async || {
         let metrics = of_container(&stage, &id).await?;
         Ok(one(&metrics, "container_sockets") == 1)
     })
@@ -310,7 +327,7 @@ async fn metrics_tell_the_truth_of_disk_and_network() -> Result {
     let address = cri.pod_ip(&stage.pod_id).await?;
     let eth0 = |pod: &PodSandboxMetrics, name: &str| all(&pod.metrics, name)[&vec!["eth0"]];
     let before = of_stage(&stage).await?;
-    until(20, async || Ok(stage.node.fetch(&format!("http://{address}/page")).await.is_ok())).await?;
+    until(30, async || Ok(stage.node.fetch(&format!("http://{address}/page")).await.is_ok())).await?;
     let after = of_stage(&stage).await?;
     let more = |name: &str| eth0(&after, name) - eth0(&before, name);
     let sent = more("container_network_transmit_bytes_total");
@@ -321,7 +338,8 @@ async fn metrics_tell_the_truth_of_disk_and_network() -> Result {
     let interfaces = all(&after.metrics, "container_network_receive_bytes_total");
     assert_eq!(interfaces.keys().collect::<Vec<_>>(), [&["eth0"]]);
 
-    until(25, async || {
+    // The layer is walked every now and then, the less often the longer that took.
+    until(120, async || {
         let told = one(&of_container(&stage, &id).await?, "container_fs_usage_bytes");
         Ok(is_about(told, 8 * MIB))
     })
@@ -334,7 +352,8 @@ async fn metrics_tell_the_truth_of_disk_and_network() -> Result {
         println!("not here: bytes written to devices, which newer kernels do not count with cgroup v1");
         return stage.finish().await;
     }
-    assert!(is_about(written, 40 * MIB) || is_about(written, 32 * MIB), "{written} bytes written");
+    // Of the page, which nobody has synced, there may be any part.
+    assert!(written * 20 >= 32 * MIB * 19 && written * 20 <= 40 * MIB * 21, "{written} bytes written");
     let blocks = all(&metrics, "container_blkio_device_usage_total");
     let written_again: u64 =
         blocks.iter().filter(|(labels, _)| labels[3] == "Write").map(|(_, bytes)| bytes).sum();

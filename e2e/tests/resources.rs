@@ -324,7 +324,7 @@ async fn a_refused_update_changes_nothing() -> Result {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(e2e::patience(20), filled).await?;
+    tokio::time::timeout(e2e::patience(30), filled).await?;
     let before = in_force(&stage, &id).await?;
     // Everything else in it would be possible.
     let refused = LinuxContainerResources {

@@ -116,7 +116,8 @@ async fn all_41_methods_answer() -> Result {
             }
         };
         // An event stream that is served stays open without a message: that is an answer, too.
-        let Ok(reply) = tokio::time::timeout(e2e::patience(2), answer).await else {
+        let limit = e2e::patience(if streams { 2 } else { 30 });
+        let Ok(reply) = tokio::time::timeout(limit, answer).await else {
             assert!(streams, "{method} does not answer");
             continue;
         };
@@ -164,7 +165,7 @@ async fn a_second_server_on_the_same_root_is_refused() -> Result {
         .arg("--config")
         .arg(node.dir().join("config.toml"))
         .args(["--cgroup-driver", CgroupDriver::asked_for().flag()]);
-    let output = tokio::time::timeout(e2e::patience(10), second.output()).await??;
+    let output = tokio::time::timeout(e2e::patience(30), second.output()).await??;
     assert!(!output.status.success(), "it must not run");
     node.cri().version(VersionRequest::default()).await?;
     node.finish().await
@@ -194,7 +195,7 @@ async fn a_wrong_configuration_is_refused_with_its_file_and_key() -> Result {
         for command in ["config check", "serve"] {
             let mut command = node.daemon_command(command)?;
             command.arg("--config").arg(&path);
-            let output = tokio::time::timeout(e2e::patience(10), command.output()).await??;
+            let output = tokio::time::timeout(e2e::patience(30), command.output()).await??;
             let stderr = String::from_utf8_lossy(&output.stderr) + String::from_utf8_lossy(&output.stdout);
             assert!(!output.status.success(), "{text:?} was accepted");
             assert!(stderr.contains("wrong.toml") && stderr.contains(named), "{text:?}: {stderr}");
@@ -249,7 +250,7 @@ async fn without_cni_config_only_host_network_pods_run() -> Result {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     };
-    tokio::time::timeout(e2e::patience(10), ready).await??;
+    tokio::time::timeout(e2e::patience(30), ready).await??;
     let bridged = cri.run_pod(&node.pod("bridged").attempt(1)).await?;
     assert!(cri.pod_ip(&bridged).await?.starts_with(&node.network().prefix));
     node.finish().await

@@ -244,5 +244,5 @@ async fn commands_are_gone(stage: &Stage, id: &str) -> Result {
         }
         Ok::<_, anyhow::Error>(())
     };
-    timeout(patience(10), gone).await?
+    timeout(patience(30), gone).await?
 }

@@ -157,7 +157,7 @@ async fn the_pods_root_rules_its_namespaces_and_nothing_else() -> Result {
     });
     let id = cri.run(&pod_id, &spec, &pod).await?;
     // Only the owner of the network namespace may do this.
-    cri.shell(&id, "ip addr add 10.99.0.1/32 dev lo && ping -c 1 -W 2 10.99.0.1 >/dev/null").await?;
+    cri.shell(&id, "ip addr add 10.99.0.1/32 dev lo && ping -c 1 -W 60 10.99.0.1 >/dev/null").await?;
     cri.shell(&id, "hostname other && test $(hostname) = other").await?;
     for line in
         ["mknod /null c 1 3", "echo 1 > /proc/sys/kernel/panic", "mount -t tmpfs none /sys/fs/cgroup/x"]
@@ -231,7 +231,7 @@ async fn streams_belong_to_the_process_also_those_of_commands() -> Result {
             }
             node.container_log("streams", &log)
         };
-        let lines = tokio::time::timeout(patience(10), heard).await??;
+        let lines = tokio::time::timeout(patience(30), heard).await??;
         assert_eq!((lines[0].0.as_str(), lines[0].2.as_str()), ("stdout", "by name"), "{name}: {lines:?}");
     }
     node.finish().await

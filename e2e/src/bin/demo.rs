@@ -190,9 +190,7 @@ async fn logged(node: &Node, path: &str, text: &str) -> Result {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
     };
-    tokio::time::timeout(std::time::Duration::from_secs(10), wait)
-        .await
-        .with_context(|| format!("{path} lacks {text:?}"))
+    tokio::time::timeout(e2e::patience(30), wait).await.with_context(|| format!("{path} lacks {text:?}"))
 }
 
 /// The directory with this machine's CNI configuration, if it has one.

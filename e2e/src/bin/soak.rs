@@ -150,7 +150,7 @@ async fn every_trouble(only: &str) -> Result<Report> {
 
 async fn every_verb(only: &str) -> Result<Report> {
     use hung::Verb as V;
-    let plan = hung::Plan { create_limit: Duration::from_secs(5), call_limit: Duration::from_secs(240) };
+    let plan = hung::Plan { create_limit: Duration::from_secs(15), call_limit: Duration::from_secs(240) };
     let mut report = Report::default();
     for verb in [V::CreatePause, V::Create, V::Exec, V::Start, V::Delete, V::DeletePod] {
         if !format!("{verb:?}").contains(only) {

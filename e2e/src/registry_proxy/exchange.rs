@@ -30,12 +30,22 @@ pub(super) async fn serve(listener: TcpListener, upstream: String, shared: Arc<S
     }
 }
 
+/// An exchange that is on record, to its end.
+struct Recorded<'a>(&'a Shared, usize);
+
+impl Drop for Recorded<'_> {
+    fn drop(&mut self) {
+        self.0.change(self.1, |request| request.over = true);
+    }
+}
+
 async fn exchange(mut client: TcpStream, upstream: &str, shared: &Shared) -> Result {
     let head = Head::read(&mut client).await?;
     let request = head.request()?;
     let rules = shared.rules.of(&request.path);
     let path = request.path.clone();
     let number = shared.begin(request);
+    let _recorded = Recorded(shared, number);
     for rule in rules.iter().filter(|rule| rule.trouble.after().is_none()) {
         if rule.strikes() {
             return instead(&mut client, &rule.trouble, &path, |status| {
@@ -58,8 +68,10 @@ async fn exchange(mut client: TcpStream, upstream: &str, shared: &Shared) -> Res
         answer.pass_on(&rules, |sent| shared.change(number, |request| request.sent = sent)).await
     };
     tokio::select! {
-        answered = answer => answered,
+        // Nothing goes on for a client who has left, though the trouble was lifted at the same moment.
+        biased;
         left = body => left.map(drop).context("passing on a request"),
+        answered = answer => answered,
     }
 }
 

@@ -135,13 +135,13 @@ pub async fn ask(
     request.extend(headers.iter().map(|(name, value)| format!("{name}: {value}\r\n")));
     writer.write_all(format!("{request}\r\n").as_bytes()).await?;
     let mut reader = BufReader::with_capacity(64 << 10, reader);
-    let answer = timeout(patience(20), head(&mut reader)).await.context("no answer to the request")??;
+    let answer = timeout(patience(30), head(&mut reader)).await.context("no answer to the request")??;
     if answer.status == 101 {
         let pipe = Pipe { reader: Box::new(reader), writer: Box::new(writer) };
         return Ok(Answer { pipe: Some(pipe), ..answer });
     }
     let length = answer.header("content-length").and_then(|text| text.parse().ok()).unwrap_or(u64::MAX);
-    let body = timeout(patience(20), body(&mut reader, length)).await.context("no body")??;
+    let body = timeout(patience(30), body(&mut reader, length)).await.context("no body")??;
     Ok(Answer { body, ..answer })
 }
 

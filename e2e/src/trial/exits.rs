@@ -98,8 +98,11 @@ fn plan_ends(plan: &Plan, random: &mut Random) -> Vec<End> {
         let wait = random.milliseconds(200, spread).as_secs_f64();
         let (code, line) = if signals {
             let signal = SIGNALS.get(n / 2 % SIGNALS.len()).copied().unwrap_or(9);
-            // The shell itself has its own mind about some signals, so it becomes another program.
-            let line = format!("(sleep {wait:.3}; : >/ends/{name}; kill -{signal} $$) & exec sleep 1000");
+            // The shell itself has its own mind about some signals, so it becomes another program, which is waited for.
+            let line = format!(
+                "(sleep {wait:.3}; until grep -q ^sleep /proc/$$/cmdline; do sleep 0.01; done; \
+                : >/ends/{name}; kill -{signal} $$) & exec sleep 1000"
+            );
             (128 + signal, line)
         } else {
             let code = i32::try_from(n % 256).unwrap_or_default();
@@ -170,7 +173,7 @@ async fn kill_again_and_again(
         ensure!(listed == ends.len(), "{listed} of {} containers are listed", ends.len());
     }
     // The last ends are those of containers that were started last.
-    let deadline = tokio::time::Instant::now() + plan.spread + patience(20);
+    let deadline = tokio::time::Instant::now() + plan.spread + patience(30);
     while stage
         .node
         .cri()

@@ -25,7 +25,8 @@ impl Held {
         let (proc, monitors) = (machine.path(Path::new("/proc")), node.monitors()?);
         let mut monitor = Footprint { descriptors: 0, threads: 0, resident_kib: 0 };
         for pid in monitors {
-            let one = Footprint::of(&proc, pid)?;
+            // Its pod may have been removed meanwhile.
+            let Ok(one) = Footprint::of(&proc, pid) else { continue };
             monitor.descriptors += one.descriptors;
             monitor.threads += one.threads;
             monitor.resident_kib = monitor.resident_kib.max(one.resident_kib);
@@ -39,7 +40,7 @@ impl Held {
     /// Waits until nothing is held that was not then but memory, and threads that a runtime keeps for the next work.
     pub async fn comes_back(&self, node: &Node) -> Result {
         let left = || Self::by(node).map(|now| self.more_in(&now));
-        let settled = until("nothing of the work is left", 20, || async { Ok(left()?.is_none()) }).await;
+        let settled = until("nothing of the work is left", 60, || async { Ok(left()?.is_none()) }).await;
         settled.with_context(|| left().ok().flatten().unwrap_or_default())
     }
 

@@ -16,13 +16,15 @@ use crate::{ContainerSpec, PodSpec, Result, patience, process};
 /// How many containers share a pod.
 const POD_SIZE: usize = 5;
 
-/// What a writer does once all are there: so many lines at a time, ten times a second. Beside them it notes the longest time that one such
-/// burst took, in hundredths of a second, by the clock that a shell can read without starting a program.
+/// What a writer does once all are there: so many lines at a time, ten times a second, until it is told that these are the last so many
+/// times. Then it notes the longest time that one such burst took, in hundredths of a second, by the clock that a shell can read without
+/// starting a program, and how many lines there were.
 const WRITER: &str = r#"
 text=$(printf '%080d' 0)
 while [ ! -e /notes/go ]; do sleep 0.1; done
-i=0; worst=0
-while [ $i -lt $LINES ]; do
+i=0; worst=0; left=$LAST
+while [ $left -gt 0 ]; do
+    [ ! -e /notes/last ] || left=$((left-1))
     read up _ </proc/uptime; begun=${up%.*}${up#*.}
     j=0
     while [ $j -lt $BURST ]; do echo "$i $text"; i=$((i+1)); j=$((j+1)); done
@@ -30,8 +32,11 @@ while [ $i -lt $LINES ]; do
     [ $took -gt $worst ] && worst=$took
     sleep 0.1
 done
-echo $worst >/notes/$NAME
+echo "$worst $i" >/notes/$NAME
 "#;
+
+/// How many bursts come after the last event, at least.
+const LAST: usize = 30;
 
 /// No line of a log is longer.
 const LINE_LIMIT: usize = 136;
@@ -66,8 +71,7 @@ pub async fn run(plan: Plan) -> Result<Report> {
 }
 
 async fn while_stopped(stage: &mut Stage, plan: Plan, report: &mut Report) -> Result {
-    let seconds = plan.stopped + Duration::from_secs(3);
-    let writers = Writers::start(stage, "stopped", plan, seconds, None).await?;
+    let writers = Writers::start(stage, "stopped", plan, None).await?;
     let daemon = stage.node.pid().context("the daemon runs")?;
     process::signal(daemon, Signal::STOP)?;
     tokio::time::sleep(plan.stopped).await;
@@ -76,7 +80,7 @@ async fn while_stopped(stage: &mut Stage, plan: Plan, report: &mut Report) -> Re
     resumed.await??;
     tokio::time::sleep(Duration::from_millis(500)).await;
     stage.node.restart().await?;
-    writers.wait(stage).await?;
+    writers.finish(stage).await?;
     let mut lines = 0;
     for name in &writers.names {
         let (there, missing) = writers.read(stage, name)?;
@@ -92,27 +96,35 @@ async fn while_stopped(stage: &mut Stage, plan: Plan, report: &mut Report) -> Re
     writers.remove(stage).await
 }
 
-/// `nsenter` stops itself when the program stops that it has started; it goes on, to be seen ending, after the program's death.
+/// `nsenter` stops itself when the program stops that it has started; it goes on, to be seen ending, after the program's death. It may
+/// come to either late, so it is told so until it has ended.
 async fn resume_nsenter(daemon: u32) -> Result {
-    let status = fs::read_to_string(format!("/proc/{daemon}/status")).context("the daemon is there")?;
+    // Where there is no `nsenter` it is not there for long.
+    let Ok(status) = fs::read_to_string(format!("/proc/{daemon}/status")) else { return Ok(()) };
     let parent = status.lines().find_map(|line| line.strip_prefix("PPid:")?.trim().parse().ok());
     let parent: u32 = parent.context("the daemon's parent")?;
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    let name = fs::read_to_string(format!("/proc/{parent}/comm")).unwrap_or_default();
-    if name.trim_end() == "nsenter" { process::signal(parent, Signal::CONT) } else { Ok(()) }
+    loop {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        let name = fs::read_to_string(format!("/proc/{parent}/comm")).unwrap_or_default();
+        if name.trim_end() != "nsenter" {
+            return Ok(());
+        }
+        // It may end just now.
+        drop(process::signal(parent, Signal::CONT));
+    }
 }
 
 async fn while_full(stage: &Stage, plan: Plan, report: &mut Report) -> Result {
-    let seconds = plan.full + Duration::from_secs(4);
-    // Room for all that is written, so that it is full only when it is made so.
+    // Room for all that is written, also if that goes on for twice as long, so that it is full only when it is made so.
+    let seconds = 2 * (plan.full + Duration::from_secs(5));
     let lines = plan.containers * plan.lines_per_second * usize::try_from(seconds.as_secs())?;
     let disk = Disk::mount(stage, 8 + ((lines * LINE_LIMIT) >> 20)).await?;
-    let writers = Writers::start(stage, "full", plan, seconds, Some(&disk.inside)).await?;
+    let writers = Writers::start(stage, "full", plan, Some(&disk.inside)).await?;
     tokio::time::sleep(Duration::from_secs(1)).await;
     disk.fill()?;
     tokio::time::sleep(plan.full).await;
     disk.free()?;
-    writers.wait(stage).await?;
+    writers.finish(stage).await?;
     let (mut lines, mut lost) = (0, 0);
     for name in &writers.names {
         let (there, missing) = writers.read(stage, name)?;
@@ -135,29 +147,20 @@ struct Writers {
     names: Vec<String>,
     ids: BTreeMap<String, String>,
     pods: Vec<(PodSpec, String)>,
-    lines: usize,
     notes: PathBuf,
     logs: PathBuf,
 }
 
 impl Writers {
-    async fn start(
-        stage: &Stage,
-        kind: &str,
-        plan: Plan,
-        time: Duration,
-        logs: Option<&Path>,
-    ) -> Result<Self> {
+    async fn start(stage: &Stage, kind: &str, plan: Plan, logs: Option<&Path>) -> Result<Self> {
         let notes = stage.node.dir().join(format!("notes-{kind}"));
         fs::create_dir(&notes)?;
         let logs = logs.map_or_else(|| stage.node.dir().join("logs"), Path::to_owned);
         let burst = (plan.lines_per_second / 10).max(1);
-        let bursts = usize::try_from(time.as_millis() / 100).unwrap_or(usize::MAX);
         let mut writers = Self {
             names: (0..plan.containers).map(|n| format!("{kind}-{n}")).collect(),
             ids: BTreeMap::new(),
             pods: Vec::new(),
-            lines: burst * bursts,
             notes,
             logs,
         };
@@ -177,7 +180,7 @@ impl Writers {
             let (cri, pod, pod_id) = (cri.clone(), pod.clone(), pod_id.clone());
             let spec = ContainerSpec::shell(&name, &stage.image, WRITER)
                 .with_env("NAME", &name)
-                .with_env("LINES", &self.lines.to_string())
+                .with_env("LAST", &LAST.to_string())
                 .with_env("BURST", &burst.to_string())
                 .with_mount(&self.notes, "/notes", false);
             // The daemon's machine may have another file system there than we have.
@@ -192,8 +195,9 @@ impl Writers {
         Ok(())
     }
 
-    /// Waits until all have ended well.
-    async fn wait(&self, stage: &Stage) -> Result {
+    /// Has them come to an end and waits until all have ended well.
+    async fn finish(&self, stage: &Stage) -> Result {
+        fs::write(self.notes.join("last"), "")?;
         let cri = stage.node.cri();
         let deadline = tokio::time::Instant::now() + patience(180);
         for (name, id) in &self.ids {
@@ -229,8 +233,8 @@ impl Writers {
             }
             before = [before[1], line];
         }
-        let all = there + missing;
-        ensure!(all == self.lines, "{name}: {there} lines and {missing} missing ones of {}", self.lines);
+        let [_, lines] = self.note(name)?;
+        ensure!(lines == there + missing, "{name}: {there} lines and {missing} missing ones of {lines}");
         let resumed = matches!(Line::parse(before[1]), Ok(Line::Written(_)));
         ensure!(resumed, "{name}: nothing was written after the last notice");
         Ok((there, missing))
@@ -238,12 +242,20 @@ impl Writers {
 
     /// The longest time that a burst of any writer took.
     fn worst(&self) -> Result<Duration> {
-        let mut worst = 0;
+        let mut worst = 0_usize;
         for name in &self.names {
-            let note = fs::read_to_string(self.notes.join(name)).with_context(|| format!("{name}'s note"))?;
-            worst = worst.max(note.trim().parse().with_context(|| format!("{name}'s note {note:?}"))?);
+            let [longest, _] = self.note(name)?;
+            worst = worst.max(longest);
         }
-        Ok(Duration::from_millis(worst * 10))
+        Ok(Duration::from_millis(u64::try_from(worst)? * 10))
+    }
+
+    /// What a writer has noted: the longest time that a burst took, in hundredths of a second, and how many lines it has written.
+    fn note(&self, name: &str) -> Result<[usize; 2]> {
+        let text = fs::read_to_string(self.notes.join(name)).with_context(|| format!("{name}'s note"))?;
+        let numbers: Option<Vec<usize>> = text.split_whitespace().map(|word| word.parse().ok()).collect();
+        let numbers = numbers.and_then(|numbers| numbers.try_into().ok());
+        numbers.with_context(|| format!("{name}'s note {text:?}"))
     }
 
     async fn remove(self, stage: &Stage) -> Result {

@@ -12,9 +12,11 @@ use crate::faulty::{self, Fault, Injected, Moment, Program};
 use crate::{ContainerSpec, Result, patience};
 
 /// How long StopPodSandbox may take beyond the grace of the containers, which is none.
-const STOP_LIMIT: Duration = Duration::from_secs(10);
+const STOP_LIMIT_SECONDS: u64 = 10;
 /// How long an address may stay leased after its plugin is back.
 const RELEASE_LIMIT: Duration = Duration::from_secs(60);
+/// How long the daemon waits for a STATUS.
+const STATUS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What is wrong with the plugin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -56,12 +58,12 @@ pub async fn stop_with(trouble: Trouble, plan: Plan) -> Result<Report> {
     let begun = Instant::now();
     cri.stop_pod(&pod_id).await?;
     let stopped = begun.elapsed();
-    ensure!(stopped < STOP_LIMIT, "StopPodSandbox took {stopped:?}");
+    ensure!(stopped < patience(STOP_LIMIT_SECONDS), "StopPodSandbox took {stopped:?}");
     ensure!(cri.pod(&pod_id).await?.state() == PodSandboxState::SandboxNotready, "it is not stopped");
     let begun = Instant::now();
     cri.remove_pod(&pod_id).await?;
     let removed = begun.elapsed();
-    ensure!(removed < STOP_LIMIT, "RemovePodSandbox took {removed:?}");
+    ensure!(removed < patience(STOP_LIMIT_SECONDS), "RemovePodSandbox took {removed:?}");
     ensure!(cri.all_pods().await?.is_empty(), "a removed pod is listed");
     if trouble == Trouble::Crashing {
         stage.node.kill9().await?;
@@ -190,7 +192,7 @@ pub async fn hung_status() -> Result<Report> {
     stage.faulty.wait_for_hung(Program::Bridge, "STATUS", 1).await?;
     let begun = Instant::now();
     let mut worst = Duration::ZERO;
-    while begun.elapsed() < Duration::from_secs(7) {
+    while begun.elapsed() < STATUS_TIMEOUT + Duration::from_secs(2) {
         let asked = Instant::now();
         cri.status(StatusRequest { verbose: true }).await?;
         cri.version(VersionRequest::default()).await?;
@@ -198,7 +200,11 @@ pub async fn hung_status() -> Result<Report> {
         worst = worst.max(asked.elapsed());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    ensure!(worst < patience(1), "Status, Version and PodSandboxStatus took {worst:?} beside a hung STATUS");
+    // Who waited for it would wait for nearly all of its time; a busy machine may keep anyone waiting for a second.
+    ensure!(
+        worst < STATUS_TIMEOUT.mul_f64(0.8),
+        "Status, Version and PodSandboxStatus took {worst:?} beside a hung STATUS"
+    );
     fs::remove_file(&path)?;
     drop(stall);
     faulty::network_is(&stage.node, "faulty-portmap").await?;

@@ -1,6 +1,5 @@
 //! Many exec sessions and forwarded connections, of which a tenth are cut at random moments.
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +7,7 @@ use anyhow::{Context, ensure};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Held, Random, Report, Stage, together};
 use crate::streaming::{
@@ -223,16 +222,15 @@ async fn exchange(connection: &mut Forwarded, bytes: &[u8]) -> Result {
 async fn broken_connection(tunnel: &Tunnel, random: &mut Random) -> Result {
     let mut connection = tunnel.connect(PORT).await?;
     let (bytes, moment) = (random.bytes(SIZE), random.milliseconds(0, LIFE));
-    // It goes on until its time is over, unless it fails, which is told.
-    if let Ok(failed) = timeout(moment, exchange_for_ever(&mut connection, &bytes)).await {
-        failed?;
-    }
-    connection.reset().await
-}
-
-async fn exchange_for_ever(connection: &mut Forwarded, bytes: &[u8]) -> Result<Infallible> {
+    // It goes on until its time is over, unless it fails, which is told. What is sent is sent whole: half a frame would
+    // break the tunnel of all.
+    let end = Instant::now() + moment;
     loop {
-        exchange(connection, bytes).await?;
+        connection.send(&bytes).await?;
+        match timeout_at(end, connection.read_exact(bytes.len())).await {
+            Ok(back) => ensure!(back? == bytes, "the bytes came back changed"),
+            Err(_) => return connection.reset().await,
+        }
     }
 }
 

@@ -199,7 +199,7 @@ async fn start(stage: &Stage, containers: &[String], tally: &mut Tally) -> Resul
         }
     }
     for id in containers {
-        until("a container whose start was retried runs", 20, || async {
+        until("a container whose start was retried runs", 30, || async {
             Ok(cri.container(id).await?.state() == crate::cri::ContainerState::ContainerRunning)
         })
         .await?;

@@ -111,7 +111,7 @@ async fn process_of(proc: &Path, command: &str) -> Result<std::path::PathBuf> {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(patience(20), find).await?
+    tokio::time::timeout(patience(30), find).await?
 }
 
 /// What the kernel holds a process to.

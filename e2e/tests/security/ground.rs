@@ -19,8 +19,13 @@ pub(super) struct Ground {
 }
 
 impl Ground {
-    #[expect(clippy::print_stdout, reason = "what a test cannot do here is told beside its result")]
     pub(super) async fn set(image: ImageBuilder) -> Result<Self> {
+        Self::with_limits(image, "").await
+    }
+
+    /// The same with limits of the configuration.
+    #[expect(clippy::print_stdout, reason = "what a test cannot do here is told beside its result")]
+    pub(super) async fn with_limits(image: ImageBuilder, limits: &str) -> Result<Self> {
         let mut args = Vec::new();
         for name in ["crun", "runc"] {
             if let Some(path) = program(name) {
@@ -28,9 +33,9 @@ impl Ground {
             }
         }
         // Both limits alike: runc before 1.1.13 raises the lower one of an exec to the higher now and then.
-        let config = "[runtime]\ndefault_ulimits = [\"nofile=1024\", \"core=0\"]\n\
-                      [limits]\nmount_source_timeout_secs = 1\n";
-        let options = Options { args, config: config.to_owned(), ..Options::default() };
+        let config =
+            format!("[runtime]\ndefault_ulimits = [\"nofile=1024\", \"core=0\"]\n[limits]\n{limits}\n");
+        let options = Options { args, config, ..Options::default() };
         let (node, registry) = Node::start_with_registry(options).await?;
         let pushed = registry.push(image, "busybox", "1").await?;
         let image = node.cri().pull(&pushed.reference).await?;
@@ -100,5 +105,5 @@ async fn printed(log: &Path) -> Result<String> {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    Ok(tokio::time::timeout(patience(20), read).await?)
+    Ok(tokio::time::timeout(patience(30), read).await?)
 }

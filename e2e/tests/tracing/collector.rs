@@ -133,7 +133,7 @@ impl Collector {
             span.trace == trace && span.attributes.get("rpc.method").is_some_and(|it| it == method)
         };
         let arrived = seen.wait_for(|seen| seen.iter().any(is_it));
-        let spans = tokio::time::timeout(patience(20), arrived).await??.clone();
+        let spans = tokio::time::timeout(patience(30), arrived).await??.clone();
         let call = spans.iter().find(|span| is_it(span)).cloned();
         let call = call.ok_or_else(|| anyhow::anyhow!("it has been there"))?;
         let others = spans.into_iter().filter(|span| span.trace == trace && span.id != call.id).collect();

@@ -5,6 +5,7 @@ mod collector;
 
 use std::net::TcpListener;
 use std::sync::Arc;
+use std::time::Duration;
 
 use e2e::cri::image_service_client::ImageServiceClient;
 use e2e::cri::runtime_service_client::RuntimeServiceClient;
@@ -12,7 +13,8 @@ use e2e::cri::{
     AuthConfig, CreateContainerRequest, ExecSyncRequest, ImageSpec, PullImageRequest, RunPodSandboxRequest,
     StartContainerRequest, StopContainerRequest, StopPodSandboxRequest, VersionRequest,
 };
-use e2e::{ContainerSpec, ImageBuilder, Machine, Media, Node, Options, Result};
+use e2e::faulty::{Fault, Faulty, Moment, Program};
+use e2e::{ContainerSpec, ImageBuilder, Machine, Media, Node, Options, Result, patience};
 use hyper_util::rt::TokioIo;
 use tonic::codegen::InterceptedService;
 use tonic::metadata::AsciiMetadataValue;
@@ -261,18 +263,45 @@ async fn the_callers_decision_holds_and_bad_contexts_are_none() -> Result {
     node.finish().await
 }
 
+/// Waits until two callers wait for the one operation that is under way.
+async fn two_wait(node: &Node) -> Result {
+    let looking = async {
+        loop {
+            let mut status = node.daemon_command("status --json")?;
+            let output = status.arg("--state").arg(node.state()).output().await?;
+            let status: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+            if status["tasks"][0]["callers"] == 2 {
+                return Ok::<_, anyhow::Error>(());
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(patience(30), looking).await?
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_retry_that_joins_refers_to_the_call_that_it_joins() -> Result {
     let machine = Arc::new(Machine::boot().await?);
     let collector = Collector::start(&machine).await?;
-    let mut node = Node::start(options(&machine, &collector.endpoint)).await?;
+    let faulty = Faulty::new()?;
+    let options = Options { args: faulty.args(), ..options(&machine, &collector.endpoint) };
+    let mut node = Node::start(options).await?;
+    faulty.wrap_network(&node).await?;
     let (first, second) = (Caller::new(1, true), Caller::new(2, true));
     let mut clients =
         [client(&node, &first.parent()).await?.runtime, client(&node, &second.parent()).await?.runtime];
     let pod = node.pod("joined");
     let run = || RunPodSandboxRequest { config: Some(pod.config.clone()), ..Default::default() };
     let [one, other] = &mut clients;
-    let (one, other) = tokio::join!(one.run_pod_sandbox(run()), other.run_pod_sandbox(run()));
+    // The pod is being made until both have asked for it.
+    let stall = faulty.inject(Program::Bridge, "ADD", Moment::Before, Fault::Hang)?;
+    let (one, other, joined) =
+        tokio::join!(one.run_pod_sandbox(run()), other.run_pod_sandbox(run()), async {
+            let joined = two_wait(&node).await;
+            stall.lift();
+            joined
+        });
+    joined?;
     assert_eq!(one?.into_inner().pod_sandbox_id, other?.into_inner().pod_sandbox_id);
     let (one, with_one) = collector.call(&first.trace, "RunPodSandbox").await?;
     let (other, with_other) = collector.call(&second.trace, "RunPodSandbox").await?;

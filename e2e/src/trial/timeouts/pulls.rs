@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, ensure};
 
 use super::{TIMEOUTS_EACH, times_out};
-use crate::trial::{Random, Stage, own_image, together};
+use crate::cri::VersionRequest;
+use crate::trial::{Random, Stage, own_image, together, until};
 use crate::{Cri, PushedImage, RegistryProxy, Result, Trouble};
 
 /// How much of a layer comes before the registry goes quiet.
@@ -55,6 +56,7 @@ impl Pulls {
         for round in 0..TIMEOUTS_EACH {
             left += leave(&cri, &wanted).await.with_context(|| format!("round {round}, nobody stays"))?;
         }
+        self.at_most(&cri, &wanted, 0).await?;
         let listed = cri.all_images().await?;
         ensure!(listed.iter().all(|it| !is_one_of(it, &wanted)), "an image that nobody has got: {listed:?}");
         let staying: Vec<_> = wanted.iter().map(|it| stay(&cri, &it.reference)).collect();
@@ -62,6 +64,7 @@ impl Pulls {
             left += leave(&cri, &wanted).await.with_context(|| format!("round {round}, one stays"))?;
         }
         let returning: Vec<_> = wanted.iter().map(|it| stay(&cri, &it.reference)).collect();
+        self.at_most(&cri, &wanted, 1).await?;
         quiet.lift();
         for ((wanted, first), second) in wanted.iter().zip(staying).zip(returning) {
             let (first, second) = (first.await??, second.await??);
@@ -75,6 +78,22 @@ impl Pulls {
             cri.forget_image(&it.reference).await?;
         }
         Ok(left)
+    }
+
+    /// Waits until so many pulls ask for each layer: those that nobody waits for are given up.
+    async fn at_most(&self, cri: &Cri, wanted: &[Wanted], pulls: usize) -> Result {
+        // It comes after all else on the same connection: the daemon has heard of those who have left, too.
+        cri.version(VersionRequest::default()).await?;
+        until(&format!("{pulls} pulls at most ask for each layer"), 30, || async {
+            Ok(wanted.iter().all(|it| self.asked_for(it) <= pulls))
+        })
+        .await
+    }
+
+    /// How many answers with the image's own layer are under way.
+    fn asked_for(&self, wanted: &Wanted) -> usize {
+        let requests = wanted.image.layer_digests.last().map(|layer| self.proxy.blob_requests(layer));
+        requests.unwrap_or_default().iter().filter(|it| !it.over).count()
     }
 
     /// One answer alone went on when the registry spoke again: that of the pull for which somebody had stayed.

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tonic::Code;
+
 use super::World;
+use crate::cri::PodSandboxState;
 use crate::faulty::{Fault, Moment, Program};
-use crate::trial::{Random, Stage};
+use crate::trial::{Random, Stage, until};
 use crate::{Node, RegistryProxy, Result, Trouble};
 
 #[derive(Debug)]
@@ -70,10 +73,10 @@ impl Disturber {
 
     /// Kills the monitor of some pod, which is doomed from now on.
     async fn kill_monitor(&mut self) -> Result {
-        let processes = self.stage.node.machine().processes()?;
+        let (processes, alone) = (self.stage.node.machine().processes()?, self.stage.node.monitors()?);
         let monitors: Vec<(u32, String)> = processes
             .into_iter()
-            .filter(|(_, line)| line.contains("crimson-monitor"))
+            .filter(|(pid, _)| alone.contains(pid))
             .filter_map(|(pid, line)| Some((pid, id_in(&line)?)))
             .collect();
         let Some((pid, pod)) = monitors.get(self.random.index(monitors.len())) else { return Ok(()) };
@@ -81,8 +84,16 @@ impl Disturber {
         let (pid, monitors_killed) = (*pid, "monitor killed");
         self.count(monitors_killed);
         self.kill(pid).await;
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        Ok(())
+        // Calls may fail for it until the daemon has noticed. The pod may be on its way out, too.
+        let cri = self.world.cri();
+        until("a monitor's death is noticed", 30, || async {
+            match cri.pod(pod).await {
+                Ok(status) => Ok(status.state() == PodSandboxState::SandboxNotready),
+                Err(status) if status.code() == Code::NotFound => Ok(true),
+                Err(status) => Err(status.into()),
+            }
+        })
+        .await
     }
 
     /// Kills a process of the OCI runtime in the middle of its work.

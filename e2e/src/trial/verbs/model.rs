@@ -92,7 +92,7 @@ async fn check_pod(world: &World, cri: &Cri, pod: &mut Pod) -> Result {
     let doomed = world.is_doomed(&pod.id);
     let expected =
         if pod.stopped || doomed { PodSandboxState::SandboxNotready } else { PodSandboxState::SandboxReady };
-    until(&format!("the pod is {expected:?}"), 15, || async {
+    until(&format!("the pod is {expected:?}"), 30, || async {
         Ok(cri.pod(&pod.id).await?.state() == expected)
     })
     .await?;
@@ -106,7 +106,7 @@ async fn check_container(cri: &Cri, container: &mut Container, stopped: bool, do
     let ends = container.state == ContainerState::ContainerRunning
         && (container.ending != Ending::Lasts || doomed || stopped);
     let expected = if ends { ContainerState::ContainerExited } else { container.state };
-    until(&format!("the container is {expected:?}"), 15, || async {
+    until(&format!("the container is {expected:?}"), 30, || async {
         Ok(cri.container(&container.id).await?.state() == expected)
     })
     .await?;
