@@ -238,7 +238,7 @@ async fn metrics_tell_the_truth_of_processors_and_memory() -> Result {
     let line = "(head -c 31457280 /dev/zero; exec sleep 3600) | exec dd of=/dev/null bs=64M iflag=fullblock";
     let id = stage.run(&stage.shell("buffer", line)).await?;
     // All of it is on its way then, but for what fits into a pipe.
-    cri.shell(&id, "until ps | grep -q '[0-9] sleep 3600$'; do sleep 0.1; done").await?;
+    cri.shell(&id, "until ps | grep -q 'root *sleep 3600$'; do sleep 0.1; done").await?;
     until(30, async || {
         Ok(is_about(one(&of_container(&stage, &id).await?, "container_memory_rss"), 30 * MIB))
     })

@@ -200,6 +200,8 @@ mod tests {
 
     #[test]
     fn only_the_standard_streams_are_open_in_it() {
+        // What this process has inherited itself, as every program of ours begins.
+        crate::process::close_inherited_on_exec().unwrap();
         let _held = File::open("/dev/zero").unwrap();
         let seen = output_of(shell("readlink /proc/self/fd/0; ls /proc/self/fd"));
         assert_eq!(
