@@ -130,8 +130,8 @@ where
     Ok(done)
 }
 
-/// Waits until a condition holds.
-pub(crate) async fn until<F>(what: &str, seconds: u64, mut holds: impl FnMut() -> F) -> Result
+/// Waits until a condition holds, at most so many seconds of [`patience`].
+pub async fn until<F>(what: &str, seconds: u64, mut holds: impl FnMut() -> F) -> Result
 where
     F: Future<Output = Result<bool>>,
 {

@@ -9,6 +9,7 @@ use e2e::cri::{
     LinuxContainerResources, ListMetricDescriptorsResponse, ListPodSandboxMetricsResponse, Metric,
     MetricType, PodSandboxMetrics,
 };
+use e2e::trial::until;
 use e2e::{ContainerSpec, Result, Stage, patience};
 
 const MIB: u64 = 1 << 20;
@@ -139,17 +140,6 @@ fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
-/// Waits until `true` comes back.
-async fn until(seconds: u64, mut check: impl AsyncFnMut() -> Result<bool>) -> Result {
-    let checked = async {
-        while !check().await? {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        Ok::<_, anyhow::Error>(())
-    };
-    tokio::time::timeout(patience(seconds), checked).await?
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn metrics_are_as_described_and_streamed_as_listed() -> Result {
     let stage = Stage::set().await?;
@@ -212,7 +202,7 @@ async fn metrics_tell_the_truth_of_processors_and_memory() -> Result {
     resources(&mut spec).cpu_quota = 80_000;
     let id = stage.run(&spec).await?;
     let pid = cri.container_pid(&id).await?;
-    until(30, async || Ok(scheduled(&stage, pid)? >= 2 * SECOND)).await?;
+    until("the processor was used", 30, async || Ok(scheduled(&stage, pid)? >= 2 * SECOND)).await?;
     let before = scheduled(&stage, pid)?;
     let metrics = of_container(&stage, &id).await?;
     let after = scheduled(&stage, pid)?;
@@ -239,7 +229,7 @@ async fn metrics_tell_the_truth_of_processors_and_memory() -> Result {
     let id = stage.run(&stage.shell("buffer", line)).await?;
     // All of it is on its way then, but for what fits into a pipe.
     cri.shell(&id, "until ps | grep -q 'root *sleep 3600$'; do sleep 0.1; done").await?;
-    until(30, async || {
+    until("the bytes are in memory", 30, async || {
         Ok(is_about(one(&of_container(&stage, &id).await?, "container_memory_rss"), 30 * MIB))
     })
     .await?;
@@ -273,12 +263,12 @@ async fn metrics_tell_the_truth_of_processes_and_limits() -> Result {
     let began = now();
     let id = stage.run(&spec).await?;
     let pid = cri.container_pid(&id).await?;
-    until(30, async || Ok(open_files(&stage, pid)?.1 == 1)).await?;
+    until("the server listens", 30, async || Ok(open_files(&stage, pid)?.1 == 1)).await?;
     let pids: Vec<u32> = children(&stage, pid)?.into_iter().chain([pid]).collect();
     assert_eq!(pids.len(), 3);
     let open: Vec<(u64, u64)> = pids.iter().map(|pid| open_files(&stage, *pid)).collect::<Result<_>>()?;
     // A count from before is told with its time, and not for long.
-    until(30, async || {
+    until("the socket is counted", 30, async || {
         let metrics = of_container(&stage, &id).await?;
         Ok(one(&metrics, "container_sockets") == 1)
     })
@@ -327,7 +317,10 @@ async fn metrics_tell_the_truth_of_disk_and_network() -> Result {
     let address = cri.pod_ip(&stage.pod_id).await?;
     let eth0 = |pod: &PodSandboxMetrics, name: &str| all(&pod.metrics, name)[&vec!["eth0"]];
     let before = of_stage(&stage).await?;
-    until(30, async || Ok(stage.node.fetch(&format!("http://{address}/page")).await.is_ok())).await?;
+    until("the page is served", 30, async || {
+        Ok(stage.node.fetch(&format!("http://{address}/page")).await.is_ok())
+    })
+    .await?;
     let after = of_stage(&stage).await?;
     let more = |name: &str| eth0(&after, name) - eth0(&before, name);
     let sent = more("container_network_transmit_bytes_total");
@@ -339,7 +332,7 @@ async fn metrics_tell_the_truth_of_disk_and_network() -> Result {
     assert_eq!(interfaces.keys().collect::<Vec<_>>(), [&["eth0"]]);
 
     // The layer is walked every now and then, the less often the longer that took.
-    until(120, async || {
+    until("the layer was walked", 120, async || {
         let told = one(&of_container(&stage, &id).await?, "container_fs_usage_bytes");
         Ok(is_about(told, 8 * MIB))
     })

@@ -8,7 +8,8 @@ use e2e::cri::{
     ListContainerStatsResponse, ListPodSandboxStatsRequest, PodSandboxStats, PodSandboxStatsFilter,
     PodSandboxStatsRequest,
 };
-use e2e::{ContainerSpec, ImageBuilder, Media, Result, Stage, code_of, patience};
+use e2e::trial::until;
+use e2e::{ContainerSpec, ImageBuilder, Media, Result, Stage, code_of};
 use serde_json::json;
 use tonic::Code;
 
@@ -147,6 +148,12 @@ impl Reading {
     }
 }
 
+/// What the writable layer is told to hold, in bytes.
+async fn layer_size(stage: &Stage, id: &str) -> Result<u64> {
+    let layer = stats(stage, id).await?.writable_layer;
+    Ok(layer.and_then(|layer| layer.used_bytes).map_or(0, |used| used.value))
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn processor_time_and_memory_are_those_of_the_container() -> Result {
     let stage = Stage::set().await?;
@@ -216,17 +223,11 @@ async fn pressure_and_room_are_told_where_the_kernel_knows_them() -> Result {
     let room = memory.available_bytes.as_ref().expect("a limit leaves room").value;
     assert_eq!(room + working_set(&told), 128 * MIB);
     // The kernel may count the first ones up to two seconds later.
-    let faults = async || {
+    until("page faults are counted", 30, async || {
         let memory = stats(&stage, &id).await?.memory;
-        Ok::<_, anyhow::Error>(memory.and_then(|memory| memory.page_faults).map_or(0, |faults| faults.value))
-    };
-    let counted = async {
-        while faults().await? == 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        Ok::<_, anyhow::Error>(())
-    };
-    tokio::time::timeout(patience(30), counted).await??;
+        Ok(memory.and_then(|memory| memory.page_faults).is_some_and(|faults| faults.value > 0))
+    })
+    .await?;
 
     let group = unified_group(&stage, pid)?;
     let Some(group) = group.filter(|group| group.join("cpu.pressure").is_file()) else {
@@ -260,17 +261,8 @@ async fn volumes_that_the_image_declares_count_once() -> Result {
     let line =
         "dd if=/dev/zero of=/kept/file bs=1M count=6; dd if=/dev/zero of=/own bs=1M count=2; exec sleep 3600";
     let id = stage.run(&ContainerSpec::shell("keeper", &image, line)).await?;
-    let told = async || {
-        let layer = stats(&stage, &id).await?.writable_layer;
-        Ok::<_, anyhow::Error>(layer.and_then(|layer| layer.used_bytes).map_or(0, |used| used.value))
-    };
-    let walked = async {
-        while !is_about(told().await?, 8 * MIB) {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-        Ok::<_, anyhow::Error>(())
-    };
-    tokio::time::timeout(patience(120), walked).await??;
+    let walked = async || Ok(is_about(layer_size(&stage, &id).await?, 8 * MIB));
+    until("the layer and the volume were walked", 120, walked).await?;
     stage.finish().await
 }
 
@@ -289,27 +281,14 @@ async fn bytes_written_to_disk_and_network_are_counted() -> Result {
         eth0.tx_bytes.as_ref().expect("a count").value
     };
     let before = sent(&pod_stats(&stage).await?);
-    let fetched = async {
-        while stage.node.fetch(&format!("http://{address}/page")).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(patience(30), fetched).await?;
+    let fetched = async || Ok(stage.node.fetch(&format!("http://{address}/page")).await.is_ok());
+    until("the page is served", 30, fetched).await?;
     let told = sent(&pod_stats(&stage).await?) - before;
     assert!(is_about(told, 8 * MIB), "{told} bytes sent");
 
     // The layer is walked every now and then, the less often the longer that took.
-    let walked = async {
-        loop {
-            let layer = stats(&stage, &id).await?.writable_layer;
-            let told = layer.and_then(|layer| layer.used_bytes).map_or(0, |used| used.value);
-            if is_about(told, 8 * MIB) {
-                return Ok::<_, anyhow::Error>(());
-            }
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(patience(120), walked).await??;
+    until("the layer was walked", 120, async || Ok(is_about(layer_size(&stage, &id).await?, 8 * MIB)))
+        .await?;
     stage.finish().await
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use tokio::io::{DuplexStream, duplex};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use types::{ContainerId, SandboxId};
@@ -22,6 +22,13 @@ pub(crate) fn streams(names: &str) -> Streams {
         stderr: names.contains('e'),
         tty: names.contains('t'),
     }
+}
+
+/// A port that nobody listens at. Nobody else is given it as long as the socket is held.
+pub(crate) fn closed_port() -> (u16, TcpSocket) {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    (socket.local_addr().unwrap().port(), socket)
 }
 
 pub(crate) fn container() -> ContainerId {

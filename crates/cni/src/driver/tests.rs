@@ -235,9 +235,9 @@ async fn results_that_are_none_are_failures_and_undone() {
     }
 }
 
-#[tokio::test]
-async fn a_hanging_plugin_costs_its_time_and_no_more() {
-    let bench = bench("1.0.0", &["a"]);
+/// A network whose plugin hangs in ADD, once it has opened and closed the fifo.
+async fn hanging_in_add(version: &str) -> (Bench, Cni, PathBuf) {
+    let bench = bench(version, &["a"]);
     let reached = fifo(&bench, "reached");
     bench.plugin(
         "a",
@@ -245,6 +245,12 @@ async fn a_hanging_plugin_costs_its_time_and_no_more() {
     );
     let config = CniConfig { operation_timeout: LONG, ..bench.config() };
     let cni = Cni::with_rhythm(config, events_only(), &CancellationToken::new()).await.unwrap();
+    (bench, cni, reached)
+}
+
+#[tokio::test]
+async fn a_hanging_plugin_costs_its_time_and_no_more() {
+    let (bench, cni, reached) = hanging_in_add("1.0.0").await;
     let pod = pod(1);
     let (setup, ()) = tokio::join!(cni.setup(&pod), async {
         read_to_end(reached).await;
@@ -570,14 +576,7 @@ async fn operations_are_counted_by_what_became_of_them() {
 
 #[tokio::test]
 async fn a_hanging_operation_is_in_flight_and_then_out_of_time() {
-    let bench = bench("1.1.0", &["a"]);
-    let reached = fifo(&bench, "reached");
-    bench.plugin(
-        "a",
-        &format!("[ $CNI_COMMAND = ADD ] && : > reached && exec sleep 1000\n{}", answer("10.1.0.2")),
-    );
-    let config = CniConfig { operation_timeout: LONG, ..bench.config() };
-    let cni = Cni::with_rhythm(config, events_only(), &CancellationToken::new()).await.unwrap();
+    let (_bench, cni, reached) = hanging_in_add("1.1.0").await;
     cni.wait_for(|status| status.ready).await.unwrap();
     let pod = pod(1);
     let (setup, in_flight) = tokio::join!(cni.setup(&pod), async {

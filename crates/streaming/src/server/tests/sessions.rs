@@ -219,10 +219,7 @@ async fn attach_ends_with_its_container() {
 async fn ports_have_two_channels_each() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let open = listener.local_addr().unwrap().port();
-    // Held, so that nobody else is given it, but without a listener.
-    let held = tokio::net::TcpSocket::new_v4().unwrap();
-    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let closed = held.local_addr().unwrap().port();
+    let (closed, _held) = fake::closed_port();
     let running = Running::new().await;
     let url = running.server.port_forward_url(fake::sandbox(), vec![closed, open]).unwrap();
     let mut client = connect(&url, "v4.channel.k8s.io").await.unwrap();

@@ -115,10 +115,7 @@ async fn a_pod_that_has_finished_ends_the_connection_though_the_client_holds_it(
 
 #[tokio::test]
 async fn a_port_without_a_listener_is_explained_and_hurts_nobody_else() {
-    // Held, so that nobody else is given it, but without a listener.
-    let held = tokio::net::TcpSocket::new_v4().unwrap();
-    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
-    let closed = held.local_addr().unwrap().port();
+    let (closed, _held) = fake::closed_port();
     let tunnel = Tunnel::new();
     let mut good = tunnel.open(listen(echo).await).await;
     let mut bad = tunnel.open(closed).await;
